@@ -1,0 +1,31 @@
+/*
+ * pg_swarm.c
+ *	  Loading of the library: every module's init function, in order.
+ *
+ * Nothing else happens here.  A module defines its settings, asks for shared
+ * memory and registers its hooks in its own init function.
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "utils/guc.h"
+
+#include "base/export.h"
+
+PG_MODULE_MAGIC;
+
+extern PGDLLEXPORT void _PG_init(void);
+
+/*
+ * _PG_init: called when the library is loaded, by the postmaster
+ * (shared_preload_libraries) or by a backend at the first call.
+ */
+void
+_PG_init(void)
+{
+	/* pg_upgrade copies databases: nothing of ours may run meanwhile. */
+	if (IsBinaryUpgrade)
+		return;
+
+	MarkGUCPrefixReserved("pg_swarm");
+}
