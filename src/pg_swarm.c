@@ -11,6 +11,7 @@
 #include "utils/guc.h"
 
 #include "base/export.h"
+#include "vector/vector.h"
 
 PG_MODULE_MAGIC;
 
@@ -26,6 +27,8 @@ _PG_init(void)
 	/* pg_upgrade copies databases: nothing of ours may run meanwhile. */
 	if (IsBinaryUpgrade)
 		return;
+
+	swarm_vector_init();
 
 	MarkGUCPrefixReserved("pg_swarm");
 }

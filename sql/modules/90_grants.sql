@@ -5,3 +5,8 @@
 -- roles run is closed to PUBLIC.
 
 GRANT USAGE ON SCHEMA swarm TO PUBLIC;
+
+-- vector: <#> calls _negative_inner_product, so that one stays open.
+GRANT EXECUTE ON FUNCTION swarm._negative_inner_product(real[], real[]) TO PUBLIC;
+REVOKE ALL ON FUNCTION swarm._simd_level() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._simd_levels() FROM PUBLIC;
