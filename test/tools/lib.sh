@@ -2,6 +2,7 @@
 # lib.sh: what the scripts beside it share.  Source it; it runs nothing.
 
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck disable=SC2034	# for those who source this
 top=$(cd "$tools/../.." && pwd)
 
 say() { echo "${0##*/}: $*" >&2; }
@@ -92,6 +93,16 @@ debian_mirror() {
 		sed -nE 's/^(URIs: *|deb (\[[^]]*\] *)?)(https?:[^ ]*\/debian)\/?( .*)?$/\3/p' |
 		head -n 1)
 	echo "${DEBIAN_MIRROR:-${uri:-http://deb.debian.org/debian}}"
+}
+
+# security_mirror: the same for Debian's security updates.
+security_mirror() {
+	local uri
+	uri=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list \
+		/etc/apt/sources.list.d/*.sources 2>/dev/null |
+		sed -nE 's/^(URIs: *|deb (\[[^]]*\] *)?)(https?:[^ ]*\/debian-security)\/?( .*)?$/\3/p' |
+		head -n 1)
+	echo "${uri:-http://deb.debian.org/debian-security}"
 }
 
 # cache_dir: folders of the version matrix live here, between runs.
