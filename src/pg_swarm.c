@@ -10,8 +10,13 @@
 #include "miscadmin.h"
 #include "utils/guc.h"
 
+#include "base/clock.h"
 #include "base/export.h"
+#include "base/fault.h"
+#include "base/shmem.h"
+#include "job/job.h"
 #include "vector/vector.h"
+#include "worker/worker.h"
 
 PG_MODULE_MAGIC;
 
@@ -28,7 +33,12 @@ _PG_init(void)
 	if (IsBinaryUpgrade)
 		return;
 
+	swarm_clock_init();
+	swarm_fault_init();
 	swarm_vector_init();
+	swarm_job_init();
+	swarm_worker_init();
+	swarm_shmem_init();
 
 	MarkGUCPrefixReserved("pg_swarm");
 }

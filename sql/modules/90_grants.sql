@@ -10,3 +10,30 @@ GRANT USAGE ON SCHEMA swarm TO PUBLIC;
 GRANT EXECUTE ON FUNCTION swarm._negative_inner_product(real[], real[]) TO PUBLIC;
 REVOKE ALL ON FUNCTION swarm._simd_level() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._simd_levels() FROM PUBLIC;
+
+-- base: the clock and the fault points are for tests.
+REVOKE ALL ON FUNCTION swarm._clock_advance(interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._fault_arm(text, text, int, int) FROM PUBLIC;
+
+-- job: everybody may enqueue, and sees, waits for and cancels what is his own
+-- (row-level security, and the functions' own checks). Defining kinds and
+-- queues, and taking jobs of others out of the server, is for administrators
+-- and whom they grant it to.
+GRANT SELECT ON swarm._job, swarm._job_attempt, swarm._job_dep, swarm._job_history,
+    swarm._queue, swarm._handler TO PUBLIC;
+GRANT SELECT ON swarm.jobs, swarm.job_history, swarm.queues TO PUBLIC;
+REVOKE ALL ON FUNCTION swarm.handler_register(text, regproc, int, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.handler_drop(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.queue_create(text, int, int, interval, boolean, int, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.queue_pause(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.queue_resume(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.queue_drop(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.job_claim(text, int, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.job_heartbeat(bigint, bigint, interval, float8) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.job_complete(bigint, bigint, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.job_fail(bigint, bigint, text, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._job_table_changed() FROM PUBLIC;
+
+-- worker
+GRANT SELECT ON swarm.workers TO PUBLIC;
+REVOKE ALL ON FUNCTION swarm._installed() FROM PUBLIC;

@@ -25,4 +25,28 @@
 #define swarm_wait_event_new(name)	((void) (name), PG_WAIT_EXTENSION)
 #endif
 
+/* pg_proc_aclcheck() and its siblings became object_aclcheck() in 16. */
+#if PG_VERSION_NUM >= 160000
+#define swarm_proc_aclcheck(proc, role, mode) \
+	object_aclcheck(ProcedureRelationId, proc, role, mode)
+#define swarm_namespace_aclcheck(nsp, role, mode) \
+	object_aclcheck(NamespaceRelationId, nsp, role, mode)
+#define swarm_database_ownercheck(db, role) \
+	object_ownercheck(DatabaseRelationId, db, role)
+#define swarm_extension_ownercheck(ext, role) \
+	object_ownercheck(ExtensionRelationId, ext, role)
+#else
+#define swarm_proc_aclcheck(proc, role, mode)	pg_proc_aclcheck(proc, role, mode)
+#define swarm_namespace_aclcheck(nsp, role, mode)	pg_namespace_aclcheck(nsp, role, mode)
+#define swarm_database_ownercheck(db, role)	pg_database_ownercheck(db, role)
+#define swarm_extension_ownercheck(ext, role)	pg_extension_ownercheck(ext, role)
+#endif
+
+/* Input functions gained a place for soft errors in 16. */
+#if PG_VERSION_NUM >= 160000
+#define swarm_string_to_name_list(s)	stringToQualifiedNameList(s, NULL)
+#else
+#define swarm_string_to_name_list(s)	stringToQualifiedNameList(s)
+#endif
+
 #endif							/* SWARM_BASE_COMPAT_H */

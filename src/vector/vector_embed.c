@@ -82,10 +82,10 @@ const SwarmEmbedWeights swarm_embed_weights = {
 	.gram_min = 3,
 	.gram_max = 5,
 	.gram = 32,
-	.tf_slope = 44,
+	.tf_slope = 64,
 	.buckets = 2,
-	.lead_words = 8,
-	.lead = 4,
+	.lead_words = 12,
+	.lead = 6,
 };
 
 static void end_word(SwarmEmbedder *e, bool single);

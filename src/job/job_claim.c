@@ -1,0 +1,476 @@
+/*
+ * job_claim.c
+ *	  Who runs which job: claims, limits, rates, and giving back.
+ *
+ * A claim moves an entry from its queue's list to a runner's slot and counts
+ * it against the limits of its queue and its kind; nothing is written.  It
+ * ends in exactly one of: finished (entry removed), returned (due again), or
+ * dropped (the row was gone).  When a process dies, its exit callback ends
+ * its claims; when the server crashes, there are none.
+ *
+ * Queues that may run something form a ring; a claim looks at its head and
+ * moves it to the tail.  A queue that is paused, at its limit or out of
+ * tokens is not in the ring, so it costs nothing.  Inside a queue, critical
+ * jobs go first (but every eighth claim goes to the others), then the one
+ * with the earliest (ready since - priority * pg_swarm.job_ageing): a lower
+ * priority waits at most that much longer than a higher one.
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "utils/timestamp.h"
+
+#include "base/clock.h"
+#include "job/job_int.h"
+
+#define CRITICAL_IN_A_ROW	7
+#define ALONE				(SWARM_READY_SUSPECT | SWARM_READY_NO_BATCH)
+
+static SwarmEntry *best_ready(SwarmQueue *q, bool critical_only);
+static dlist_head *best_list(dlist_head *lists, bool critical_only, bool critical_first);
+static bool kind_may_start(SwarmShard *shard, SwarmEntry *e, TimestampTz now);
+static bool queue_may_start(SwarmShard *shard, SwarmQueue *q, TimestampTz now);
+static void take_entry(SwarmShard *shard, SwarmEntry *e, SwarmEntryState state);
+static bool bucket_take(SwarmBucket *b, TimestampTz now);
+static bool bucket_has(SwarmBucket *b, TimestampTz now);
+static TimestampTz bucket_next(const SwarmBucket *b, TimestampTz now);
+
+/* ------------------------------------------------------------------------
+ * Claiming
+ * ------------------------------------------------------------------------ */
+
+int
+swarm_queue_claim(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int max)
+{
+	TimestampTz now = swarm_now();
+	int			n = 0;
+
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	if (slot->idle_listed)
+	{
+		dlist_delete(&slot->idle_node);
+		slot->idle_listed = false;
+	}
+	while (n == 0 && !slot->stop && shard->holds == 0 && !shard->config_stale &&
+		   !shard->housekeeping && shard->state == SWARM_SHARD_SERVING &&
+		   !dlist_is_empty(&shard->ring))
+	{
+		SwarmQueue *q = dlist_container(SwarmQueue, ring_node,
+										dlist_head_node(&shard->ring));
+		SwarmEntry *e;
+
+		max = Min(max, q->batch);
+		while (n < max && queue_may_start(shard, q, now) &&
+			   (e = best_ready(q, slot->critical_only)) != NULL)
+		{
+			if (n > 0 && ((e->job.flags & ALONE) || e->job.owner != claims[0].job.owner))
+				break;
+			if (!kind_may_start(shard, e, now))
+				continue;		/* it was parked */
+			take_entry(shard, e, ENTRY_CLAIMED);
+			e->slot = swarm_slot_number(slot);
+			claims[n].job = e->job;
+			claims[n].entry = e;
+			claims[n].notify = q->notify;
+			n++;
+			if (e->job.flags & ALONE)
+				break;
+		}
+		swarm_queue_consider(shard, q);
+		if (q->in_ring && dlist_is_empty(&q->ready[SWARM_PRIORITY_CRITICAL]))
+		{
+			dlist_delete(&q->ring_node);
+			dlist_push_tail(&shard->ring, &q->ring_node);
+		}
+		if (slot->critical_only && n == 0)
+			break;
+	}
+	if (n == 0)
+	{
+		slot->state = SWARM_SLOT_IDLE;
+		slot->since = now;
+		slot->job = 0;
+		dlist_push_head(&shard->idle, &slot->idle_node);
+		slot->idle_listed = true;
+	}
+	else
+		slot->state = SWARM_SLOT_RUNNING;
+	LWLockRelease(swarm_job_lock);
+	return n;
+}
+
+/*
+ * best_ready: which of a queue's jobs is next; NULL if none may be taken.
+ */
+static SwarmEntry *
+best_ready(SwarmQueue *q, bool critical_only)
+{
+	dlist_head *list = best_list(q->ready, critical_only,
+								 q->critical_run < CRITICAL_IN_A_ROW);
+
+	if (list == NULL)
+		return NULL;
+	return dlist_container(SwarmEntry, link, dlist_head_node(list));
+}
+
+/*
+ * best_list: the priority whose head is next, of a queue's ready or external
+ * lists.
+ */
+static dlist_head *
+best_list(dlist_head *lists, bool critical_only, bool critical_first)
+{
+	dlist_head *best = NULL;
+	TimestampTz best_score = 0;
+
+	if (!dlist_is_empty(&lists[SWARM_PRIORITY_CRITICAL]) &&
+		(critical_first || critical_only))
+		return &lists[SWARM_PRIORITY_CRITICAL];
+	if (critical_only)
+		return NULL;
+	for (int p = SWARM_PRIORITY_CRITICAL - 1; p >= 0; p--)
+	{
+		SwarmEntry *e;
+		TimestampTz score;
+
+		if (dlist_is_empty(&lists[p]))
+			continue;
+		e = dlist_container(SwarmEntry, link, dlist_head_node(&lists[p]));
+		score = e->since - (int64) p * swarm_job_ageing_ms * 1000;
+		if (best == NULL || score < best_score)
+		{
+			best = &lists[p];
+			best_score = score;
+		}
+	}
+	if (best == NULL && !dlist_is_empty(&lists[SWARM_PRIORITY_CRITICAL]))
+		best = &lists[SWARM_PRIORITY_CRITICAL];
+	return best;
+}
+
+/*
+ * queue_may_start: room under the queue's limit and rate?  If the rate says
+ * no, a timer is armed that puts the queue back.
+ */
+static bool
+queue_may_start(SwarmShard *shard, SwarmQueue *q, TimestampTz now)
+{
+	if (q->paused || q->nready == 0)
+		return false;
+	if (q->max_running > 0 && q->running >= q->max_running)
+		return false;
+	if (!bucket_has(&q->bucket, now))
+	{
+		swarm_timer_arm(shard, &q->timer, bucket_next(&q->bucket, now));
+		return false;
+	}
+	return true;
+}
+
+/*
+ * kind_may_start: room under the kind's limit and rate?  If not, the entry is
+ * parked with its kind, where it is found when there is room again.
+ */
+static bool
+kind_may_start(SwarmShard *shard, SwarmEntry *e, TimestampTz now)
+{
+	SwarmKind  *k = e->kind;
+	bool		suspect = (e->job.flags & SWARM_READY_SUSPECT) != 0;
+
+	if ((k->max_running == 0 || k->running < k->max_running) &&
+		(!suspect || shard->suspects_running == 0) &&
+		bucket_take(&k->bucket, now))
+	{
+		if (!dlist_is_empty(&k->parked) && k->bucket.capacity > 0 && !k->timer.armed)
+			swarm_timer_arm(shard, &k->timer, bucket_next(&k->bucket, now));
+		return true;
+	}
+
+	swarm_entry_unlist(shard, e);
+	shard->queued++;
+	e->queue->unclaimed++;
+	e->state = ENTRY_PARKED;
+	dlist_push_tail(&k->parked, &e->link);
+	if (k->bucket.capacity > 0 && !k->timer.armed &&
+		(k->max_running == 0 || k->running < k->max_running))
+		swarm_timer_arm(shard, &k->timer, bucket_next(&k->bucket, now));
+	return false;
+}
+
+/*
+ * take_entry: out of its list, counted against the limits.
+ */
+static void
+take_entry(SwarmShard *shard, SwarmEntry *e, SwarmEntryState state)
+{
+	SwarmQueue *q = e->queue;
+
+	swarm_entry_unlist(shard, e);
+	e->state = state;
+	shard->leased += state == ENTRY_LEASED;
+	q->running++;
+	q->started++;
+	e->kind->running++;
+	(void) bucket_take(&q->bucket, swarm_now());
+	if (e->job.priority == SWARM_PRIORITY_CRITICAL)
+		q->critical_run++;
+	else
+		q->critical_run = 0;
+	if (e->job.flags & SWARM_READY_SUSPECT)
+		shard->suspects_running++;
+}
+
+/*
+ * swarm_queue_lease: the same for a worker outside the server.  Takes ready
+ * jobs of kinds without a handler; `queue` is the queue's id.  Fills `jobs`
+ * and the fencing `tokens` (set by the caller beforehand to random numbers).
+ */
+int
+swarm_queue_lease(SwarmShard *shard, int32 queue, int max, int64 lease_us,
+				  SwarmReady *jobs, int64 *tokens)
+{
+	TimestampTz now = swarm_now();
+	SwarmQueue *q;
+	int			n = 0;
+
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	q = swarm_queue_get(shard->database, queue, false);
+	while (n < max && q != NULL && !q->paused && shard->holds == 0 &&
+		   !shard->config_stale && shard->state == SWARM_SHARD_SERVING &&
+		   (q->max_running == 0 || q->running < q->max_running) &&
+		   bucket_has(&q->bucket, now))
+	{
+		dlist_head *list = best_list(q->external, false,
+									 q->critical_run < CRITICAL_IN_A_ROW);
+		SwarmEntry *e;
+
+		if (list == NULL)
+			break;
+		e = dlist_container(SwarmEntry, link, dlist_head_node(list));
+		if ((e->kind->max_running > 0 && e->kind->running >= e->kind->max_running) ||
+			!bucket_take(&e->kind->bucket, now))
+			break;
+		take_entry(shard, e, ENTRY_LEASED);
+		e->since = now;
+		e->token = tokens[n];
+		swarm_timer_arm(shard, &e->timer, now + lease_us);
+		jobs[n++] = e->job;
+	}
+	LWLockRelease(swarm_job_lock);
+	return n;
+}
+
+/* ------------------------------------------------------------------------
+ * What becomes of a claim
+ * ------------------------------------------------------------------------ */
+
+/*
+ * swarm_entry_release: give back the limits a claimed or leased entry holds.
+ * The entry is then in no list; the caller places or removes it.  Lock held.
+ */
+void
+swarm_entry_release(SwarmShard *shard, SwarmEntry *e)
+{
+	SwarmKind  *k = e->kind;
+
+	swarm_timer_disarm(shard, &e->timer);
+	shard->leased -= e->state == ENTRY_LEASED;
+	e->queue->running--;
+	k->running--;
+	e->slot = -1;
+	e->token = 0;
+	e->fraction = 0;
+	swarm_queue_consider(shard, e->queue);
+	if (e->job.flags & SWARM_READY_SUSPECT)
+	{
+		/* suspects run one at a time, whatever their kind */
+		shard->suspects_running--;
+		swarm_kind_unpark_each(shard);
+	}
+	else if (!k->timer.armed)
+		swarm_kind_unpark(shard, k);
+}
+
+void
+swarm_queue_running(SwarmSlot *slot, const SwarmClaim *claim)
+{
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	slot->cancel = false;
+	slot->fraction = 0;
+	slot->message[0] = '\0';
+	slot->cancel_reason[0] = '\0';
+	if (claim != NULL)
+	{
+		slot->job = claim->job.id;
+		slot->attempt = claim->job.attempts + 1;
+		slot->owner = claim->job.owner;
+		slot->kind = claim->job.kind;
+		slot->queue = claim->job.queue;
+		slot->started = swarm_now();
+	}
+	else
+		slot->job = 0;
+	LWLockRelease(swarm_job_lock);
+}
+
+void
+swarm_queue_finished(SwarmShard *shard, const SwarmClaim *claim, SwarmJobState state)
+{
+	SwarmEntry *e = claim->entry;
+
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	e->queue->finished++;
+	if (e->slot >= 0)
+		swarm_slot_at(e->slot)->finished++;
+	shard->completed += state == SWARM_JOB_COMPLETED;
+	shard->dead += state == SWARM_JOB_DEAD;
+	shard->cancelled += state == SWARM_JOB_CANCELLED;
+	if (e->queue->notify)
+		swarm_shard_event(shard, e->job.id, e->job.queue, state);
+	if (e->job.flags & SWARM_READY_PARENT)
+		swarm_shard_recheck(shard, e->job.id);
+	swarm_entry_remove(shard, e);
+	LWLockRelease(swarm_job_lock);
+	ConditionVariableBroadcast(swarm_job_waiters(claim->job.id));
+}
+
+void
+swarm_queue_return(SwarmShard *shard, const SwarmClaim *claim)
+{
+	SwarmEntry *e = claim->entry;
+
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	if (claim->job.attempts > e->job.attempts)
+	{
+		shard->failed++;
+		if (e->queue->notify)
+			swarm_shard_event(shard, e->job.id, e->job.queue, SWARM_JOB_FAILED);
+	}
+	swarm_entry_release(shard, e);
+	/* a child may have registered meanwhile: keep what is set only in memory */
+	e->job.flags = claim->job.flags | (e->job.flags & SWARM_READY_PARENT);
+	e->job.due = claim->job.due;
+	e->job.attempts = claim->job.attempts;
+	e->job.free_retries = claim->job.free_retries;
+	swarm_entry_place(shard, e, e->job.due <= swarm_now());
+	LWLockRelease(swarm_job_lock);
+}
+
+void
+swarm_queue_discard(SwarmShard *shard, const SwarmClaim *claim)
+{
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	swarm_entry_remove(shard, claim->entry);
+	LWLockRelease(swarm_job_lock);
+	ConditionVariableBroadcast(swarm_job_waiters(claim->job.id));
+}
+
+/*
+ * swarm_queue_slot_died: called by the dying runner's exit callback.  What it
+ * ran counts as an attempt, unless it was asked to stop; the rest of a batch
+ * is simply ready again.
+ */
+void
+swarm_queue_slot_died(SwarmSlot *slot)
+{
+	SwarmShard *shard;
+	HASH_SEQ_STATUS seq;
+	SwarmEntry *e;
+	int			number = swarm_slot_number(slot);
+
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	shard = swarm_shard_find(slot->database);
+	if (slot->idle_listed)
+		dlist_delete(&slot->idle_node);
+	slot->idle_listed = false;
+	if (shard != NULL && slot->state == SWARM_SLOT_RUNNING)
+	{
+		hash_seq_init(&seq, swarm_job_entries);
+		while ((e = hash_seq_search(&seq)) != NULL)
+		{
+			if (e->state != ENTRY_CLAIMED || e->slot != number)
+				continue;
+			swarm_entry_release(shard, e);
+			if (e->job.id == slot->job && !slot->stop)
+				e->job.flags |= SWARM_READY_LOST;
+			swarm_entry_place(shard, e, true);
+		}
+	}
+	if (shard != NULL)
+	{
+		shard->runners--;
+		if (!dlist_is_empty(&shard->ring))
+			shard->want_runner = true;
+		swarm_shard_wake_scheduler(shard);
+	}
+	slot->state = SWARM_SLOT_FREE;
+	slot->generation++;
+	slot->job = 0;
+	slot->pid = 0;
+	slot->latch = NULL;
+	LWLockRelease(swarm_job_lock);
+}
+
+/* ------------------------------------------------------------------------
+ * Token buckets
+ *
+ * A bucket holds up to `capacity` tokens and gains per_us; both are chosen so
+ * that no window of one period, wherever it begins, sees more than `limit`
+ * starts: capacity + per_us * period <= limit, or, for a capacity of one,
+ * starts at least period / limit apart.
+ * ------------------------------------------------------------------------ */
+
+void
+swarm_bucket_set(SwarmBucket *b, int limit, int64 period_us)
+{
+	double		capacity;
+	double		per_us;
+
+	if (limit <= 0)
+	{
+		b->capacity = 0;
+		return;
+	}
+	capacity = limit >= 20 ? limit / 10 : 1;
+	per_us = (limit - (capacity > 1 ? capacity : 0)) / (double) period_us;
+	if (b->capacity == capacity && b->per_us == per_us)
+		return;
+	b->capacity = capacity;
+	b->per_us = per_us;
+	b->tokens = capacity;
+	b->at = swarm_now();
+}
+
+static void
+bucket_refill(SwarmBucket *b, TimestampTz now)
+{
+	/* a clock that was set back gives nothing, and takes nothing */
+	if (now > b->at)
+		b->tokens = Min(b->capacity, b->tokens + (now - b->at) * b->per_us);
+	b->at = now;
+}
+
+static bool
+bucket_has(SwarmBucket *b, TimestampTz now)
+{
+	if (b->capacity == 0)
+		return true;
+	bucket_refill(b, now);
+	return b->tokens >= 1;
+}
+
+static bool
+bucket_take(SwarmBucket *b, TimestampTz now)
+{
+	if (!bucket_has(b, now))
+		return false;
+	if (b->capacity > 0)
+		b->tokens -= 1;
+	return true;
+}
+
+static TimestampTz
+bucket_next(const SwarmBucket *b, TimestampTz now)
+{
+	return now + Max((int64) ((1 - b->tokens) / b->per_us) + 1, 1);
+}

@@ -1,0 +1,180 @@
+/*
+ * job_int.h
+ *	  Private parts of module job: the shared structures behind the queue.
+ */
+#ifndef SWARM_JOB_JOB_INT_H
+#define SWARM_JOB_JOB_INT_H
+
+#include "utils/hsearch.h"
+
+#include "job/job.h"
+
+#define WAIT_BUCKETS	64
+
+/* A token bucket; never lets more than its limit start in one period. */
+typedef struct SwarmBucket
+{
+	double		capacity;		/* 0 = no limit */
+	double		per_us;
+	double		tokens;
+	TimestampTz at;				/* of `tokens` */
+} SwarmBucket;
+
+/* What a timer of a shard is for. */
+typedef enum SwarmTimerKind
+{
+	TIMER_JOB,
+	TIMER_QUEUE,
+	TIMER_KIND
+} SwarmTimerKind;
+
+typedef struct SwarmTimer
+{
+	pairingheap_node node;
+	TimestampTz due;
+	SwarmTimerKind kind;
+	bool		armed;
+} SwarmTimer;
+
+typedef struct SwarmIdKey
+{
+	Oid			database;
+	int32		id;
+} SwarmIdKey;
+
+/* A job kind in memory: limits across all queues of the database. */
+typedef struct SwarmKind
+{
+	SwarmIdKey	key;
+	int			max_running;
+	int			running;
+	SwarmBucket bucket;
+	dlist_head	parked;			/* ready, but the kind may not start now */
+	SwarmTimer	timer;
+} SwarmKind;
+
+/* A queue in memory. */
+typedef struct SwarmQueue
+{
+	SwarmIdKey	key;
+	dlist_head	ready[SWARM_PRIORITIES];
+	dlist_head	external[SWARM_PRIORITIES];
+	int			nready;
+	int			nexternal;
+	int			running;
+	int			unclaimed;		/* in any list, timer or blocked */
+	int			max_running;
+	int			batch;
+	bool		paused;
+	bool		notify;
+	char		dependency_failure;
+	SwarmBucket bucket;
+	SwarmTimer	timer;
+	int			critical_run;	/* critical claims in a row */
+	bool		in_ring;
+	dlist_node	ring_node;
+	int64		started;		/* since server start */
+	int64		finished;
+} SwarmQueue;
+
+typedef enum SwarmEntryState
+{
+	ENTRY_TIMER,				/* due later: timer armed */
+	ENTRY_BLOCKED,				/* waits for parents: in no list */
+	ENTRY_READY,				/* in queue->ready */
+	ENTRY_EXTERNAL,				/* in queue->external */
+	ENTRY_PARKED,				/* in kind->parked */
+	ENTRY_CLAIMED,				/* a runner has it: slot */
+	ENTRY_LEASED				/* an outside worker has it: timer, token */
+} SwarmEntryState;
+
+typedef struct SwarmEntryKey
+{
+	int64		id;
+	Oid			database;
+	uint32		zero;			/* padding is part of the hash key */
+} SwarmEntryKey;
+
+/*
+ * A live job in memory.  One per (database, id): that is what makes a second
+ * claim of the same job impossible.
+ */
+struct SwarmEntry
+{
+	SwarmEntryKey key;
+	SwarmReady	job;
+	SwarmEntryState state;
+	TimestampTz since;			/* ready since; leased since */
+	dlist_node	link;
+	SwarmTimer	timer;
+	SwarmQueue *queue;
+	SwarmKind  *kind;
+	int			slot;			/* ENTRY_CLAIMED: slot number */
+	int64		token;			/* ENTRY_LEASED */
+	double		fraction;
+};
+
+typedef struct SwarmJobShared
+{
+	int			used;			/* entries */
+	ConditionVariable waiters[WAIT_BUCKETS];
+	/* followed by shards and slots */
+} SwarmJobShared;
+
+extern SwarmJobShared *swarm_job_shared;
+extern HTAB *swarm_job_entries;
+extern int	swarm_job_slots;
+extern int	swarm_job_ageing_ms;
+
+/* Called by swarm_job_init(): each file defines its settings. */
+extern void swarm_job_queue_init(void);
+extern void swarm_job_state_init(void);
+extern void swarm_job_sweep_init(void);
+
+/* One line of the view of queues. */
+typedef struct SwarmQueueStatus
+{
+	int32		id;
+	int			ready;
+	int			running;
+	int			depth;			/* all unclaimed in memory: also due later */
+	TimestampTz oldest;			/* ready since; 0 = none */
+	int64		started;
+	int64		finished;
+} SwarmQueueStatus;
+
+/* job_queue.c; takes the lock.  complete: nothing is on disk only. */
+extern int	swarm_queue_status(Oid database, SwarmQueueStatus **list, bool *complete);
+
+/* job_queue.c; all with the lock held */
+extern SwarmEntry *swarm_entry_find(Oid database, int64 id);
+extern void swarm_entry_place(SwarmShard *shard, SwarmEntry *e, bool front);
+extern void swarm_entry_unlist(SwarmShard *shard, SwarmEntry *e);
+extern void swarm_entry_remove(SwarmShard *shard, SwarmEntry *e);
+extern void swarm_timer_arm(SwarmShard *shard, SwarmTimer *t, TimestampTz due);
+extern void swarm_timer_disarm(SwarmShard *shard, SwarmTimer *t);
+extern void swarm_queue_consider(SwarmShard *shard, SwarmQueue *q);
+extern void swarm_shard_wake_runner(SwarmShard *shard);
+extern void swarm_shard_recheck(SwarmShard *shard, int64 id);
+extern void swarm_shard_event(SwarmShard *shard, int64 id, int32 queue,
+							  SwarmJobState state);
+extern ConditionVariable *swarm_job_waiters(int64 id);
+
+/* job_run.c: the slot of this process while it runs a job, or NULL */
+extern SwarmSlot *swarm_job_current_slot;
+
+/* job_queue.c; takes the lock: jobs from this id on may be missing in memory */
+extern void swarm_queue_scan_from(Oid database, int64 id);
+
+/* job_claim.c */
+extern void swarm_bucket_set(SwarmBucket *b, int limit, int64 period_us);
+extern SwarmQueue *swarm_queue_get(Oid database, int32 id, bool create);
+extern SwarmKind *swarm_kind_get(Oid database, int32 id, bool create);
+extern void swarm_kind_unpark(SwarmShard *shard, SwarmKind *k);
+extern void swarm_kind_unpark_each(SwarmShard *shard);
+extern void swarm_queue_mark_parent(SwarmShard *shard, int64 id);
+extern int	swarm_queue_lease(SwarmShard *shard, int32 queue, int max,
+							  int64 lease_us, SwarmReady *jobs, int64 *tokens);
+extern void swarm_entry_release(SwarmShard *shard, SwarmEntry *e);
+
+#endif							/* SWARM_JOB_JOB_INT_H */

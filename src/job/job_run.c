@@ -1,0 +1,535 @@
+/*
+ * job_run.c
+ *	  Running claimed jobs, and what becomes of them.
+ *
+ * One transaction runs a batch (usually of one): each job in a subtransaction
+ * as its owner, with the handler's effects, the delete from _job and the
+ * history row together.  A job that fails is rolled back alone; its failure is
+ * recorded in the same transaction.  So a job costs one commit.  After it the
+ * claims are settled in memory.
+ *
+ * A handler that is a procedure may commit; it runs outside of a
+ * subtransaction and alone, and its end is recorded in its last transaction.
+ *
+ * If the batch's commit itself fails (a deferred constraint, say), every job
+ * is run again alone, and the one that fails alone is the one to blame.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "commands/async.h"
+#include "commands/defrem.h"
+#include "commands/prepare.h"
+#include "commands/sequence.h"
+#include "catalog/namespace.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "pgstat.h"
+#include "storage/lock.h"
+#include "tcop/pquery.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/portal.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
+
+#include "base/clock.h"
+#include "base/compat.h"
+#include "base/fault.h"
+#include "job/job_int.h"
+#include "job/job_handler.h"
+
+#define FREE_RETRIES		10
+#define FREE_RETRY_US		20000
+#define LOST_ERROR			"the worker that ran the job was lost"
+
+/* What a claim came to; settled in memory after the commit. */
+typedef enum OutcomeKind
+{
+	OUTCOME_NONE,
+	OUTCOME_ENDED,				/* row moved to the history: state */
+	OUTCOME_RETURNED,			/* claim->job says when and with what flags */
+	OUTCOME_GONE				/* no row: somebody else ended it */
+} OutcomeKind;
+
+typedef struct Outcome
+{
+	OutcomeKind kind;
+	SwarmJobState state;
+} Outcome;
+
+void		(*swarm_job_inflight_hook) (int64 id, int attempt) = NULL;
+SwarmSlot  *swarm_job_current_slot = NULL;
+
+static TimeoutId timeout_id;
+static volatile sig_atomic_t timed_out = false;
+
+static bool run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n);
+static void run_one(SwarmSlot *slot, SwarmClaim *claim, Outcome *out, bool alone);
+static void run_in_subtransaction(SwarmSlot *slot, SwarmClaim *claim,
+								  SwarmJobRow *row, Outcome *out);
+static void run_procedure(SwarmSlot *slot, SwarmClaim *claim,
+						  SwarmJobRow *row, Outcome *out);
+static void settle(SwarmShard *shard, const SwarmClaim *claim, const Outcome *out);
+static void record_failure(SwarmSlot *slot, SwarmClaim *claim, const SwarmJobRow *row,
+						   int sqlstate, const char *error, Outcome *out);
+static void fail_alone(SwarmSlot *slot, SwarmClaim *claim, int sqlstate,
+					   const char *error, Outcome *out);
+static void return_for(SwarmClaim *claim, int64 wait_us, Outcome *out);
+static void begin_as_owner(const SwarmJobRow *row);
+static void stop_clock(void);
+static void on_timeout(void);
+static char *error_text(const ErrorData *edata);
+static void begin_transaction(void);
+static void clean_session(void);
+
+void
+swarm_job_run_init(void)
+{
+	timeout_id = RegisterTimeout(USER_TIMEOUT, on_timeout);
+}
+
+void
+swarm_job_run(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int n)
+{
+	Outcome    *out = palloc0(n * sizeof(Outcome));
+
+	swarm_job_current_slot = slot;
+	if (!run_batch(slot, claims, out, n))
+	{
+		/* Nothing of it was committed: once more, one by one. */
+		memset(out, 0, n * sizeof(Outcome));
+		for (int i = 0; i < n; i++)
+		{
+			claims[i].job.flags |= SWARM_READY_NO_BATCH;
+			return_for(&claims[i], 0, &out[i]);
+		}
+	}
+	for (int i = 0; i < n; i++)
+		settle(shard, &claims[i], &out[i]);
+	swarm_job_current_slot = NULL;
+	swarm_queue_running(slot, NULL);
+	clean_session();
+}
+
+/*
+ * run_batch: one transaction for all claims.  False if its commit failed and
+ * there was more than one: then nothing has happened.
+ */
+static bool
+run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n)
+{
+	MemoryContext turn = CurrentMemoryContext;
+	volatile bool done = true;
+
+	PG_TRY();
+	{
+		begin_transaction();
+		for (int i = 0; i < n; i++)
+			run_one(slot, &claims[i], &out[i], n == 1 || i == 0);
+		SWARM_FAULT("job.commit");
+		if (IsTransactionState())
+		{
+			if (ActiveSnapshotSet())
+				PopActiveSnapshot();
+			CommitTransactionCommand();
+		}
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(turn);
+		edata = CopyErrorData();
+		FlushErrorState();
+		stop_clock();
+		AbortCurrentTransaction();
+		SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, 0);
+		if (n == 1)
+			fail_alone(slot, &claims[0], edata->sqlerrcode, error_text(edata), &out[0]);
+		else
+			done = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(turn);
+	return done;
+}
+
+/*
+ * run_one: a claim inside the batch's transaction.  `alone` says that a
+ * procedure may be run here: nothing else has happened in the transaction.
+ */
+static void
+run_one(SwarmSlot *slot, SwarmClaim *claim, Outcome *out, bool alone)
+{
+	SwarmJobRow row;
+
+	swarm_queue_running(slot, claim);
+	if (swarm_job_inflight_hook)
+		swarm_job_inflight_hook(claim->job.id, claim->job.attempts + 1);
+	SWARM_FAULT("job.claimed");
+
+	if (!IsTransactionState())
+	{
+		/* A procedure ran before this one: leave it to the next turn. */
+		return_for(claim, 0, out);
+		return;
+	}
+	if (!swarm_job_fetch(claim->job.id, &row))
+	{
+		out->kind = OUTCOME_GONE;
+		return;
+	}
+	row.attempts = claim->job.attempts;
+	if (claim->job.flags & SWARM_READY_LOST)
+	{
+		claim->job.flags &= ~SWARM_READY_LOST;
+		if (row.kind != SWARM_KIND_SQL && swarm_job_handler(row.kind) == NULL)
+			claim->job.flags |= SWARM_READY_EXTERNAL;
+		record_failure(slot, claim, &row, ERRCODE_ADMIN_SHUTDOWN, LOST_ERROR, out);
+		return;
+	}
+	if (row.kind != SWARM_KIND_SQL && swarm_handler_is_procedure(&row))
+	{
+		if (alone)
+			run_procedure(slot, claim, &row, out);
+		else
+		{
+			claim->job.flags |= SWARM_READY_NO_BATCH;
+			return_for(claim, 0, out);
+		}
+		return;
+	}
+	run_in_subtransaction(slot, claim, &row, out);
+}
+
+/*
+ * run_in_subtransaction: the handler's effects and the end of the job, or
+ * neither.
+ */
+static void
+run_in_subtransaction(SwarmSlot *slot, SwarmClaim *claim, SwarmJobRow *row, Outcome *out)
+{
+	MemoryContext turn = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	TimestampTz started = swarm_now();
+	volatile bool moved = false;
+	ErrorData  *edata = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(turn);
+	PG_TRY();
+	{
+		SwarmJobEnd end = {.state = SWARM_JOB_COMPLETED};
+		int			guc_level = NewGUCNestLevel();
+		Oid			user;
+		int			sec_context;
+
+		GetUserIdAndSecContext(&user, &sec_context);
+		begin_as_owner(row);
+		end.result = swarm_handler_call(row);
+		stop_clock();
+		AtEOXact_GUC(false, guc_level);
+		SetUserIdAndSecContext(user, sec_context);
+
+		end.started = started;
+		end.attempts = row->attempts + 1;
+		moved = swarm_job_end(row, &end, claim->job.flags);
+		if (moved)
+			ReleaseCurrentSubTransaction();
+		else
+			RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(turn);
+		CurrentResourceOwner = owner;
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(turn);
+		edata = CopyErrorData();
+		FlushErrorState();
+		stop_clock();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(turn);
+		CurrentResourceOwner = owner;
+	}
+	PG_END_TRY();
+
+	if (edata != NULL)
+		record_failure(slot, claim, row, edata->sqlerrcode, error_text(edata), out);
+	else
+	{
+		out->kind = moved ? OUTCOME_ENDED : OUTCOME_GONE;
+		out->state = SWARM_JOB_COMPLETED;
+	}
+}
+
+/*
+ * run_procedure: CALL outside of any block, so that it may commit.  Leaves no
+ * transaction open.  An error is handled by the caller, run_batch, as that of
+ * a job that ran alone.
+ */
+static void
+run_procedure(SwarmSlot *slot, SwarmClaim *claim, SwarmJobRow *row, Outcome *out)
+{
+	MemoryContext turn = CurrentMemoryContext;
+	TimestampTz started = swarm_now();
+	SwarmJobEnd end = {.state = SWARM_JOB_COMPLETED};
+	Portal		portal = CreateNewPortal();
+	SwarmJobRow again;
+
+	/* COMMIT inside a procedure needs a portal that outlives transactions. */
+	portal->visible = false;
+	portal->status = PORTAL_ACTIVE;
+	PG_TRY();
+	{
+		ActivePortal = portal;
+		PortalContext = portal->portalContext;
+		PopActiveSnapshot();
+		EnsurePortalSnapshotExists();
+		begin_as_owner(row);
+		swarm_handler_call_procedure(row);
+		stop_clock();
+	}
+	PG_FINALLY();
+	{
+		SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, 0);
+		portal->portalSnapshot = NULL;
+		portal->status = PORTAL_DONE;
+		ActivePortal = NULL;
+		PortalContext = NULL;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(turn);
+	ResetAllOptions();
+
+	if (!ActiveSnapshotSet())
+		PushActiveSnapshot(GetTransactionSnapshot());
+	end.started = started;
+	end.attempts = row->attempts + 1;
+	if (swarm_job_fetch(row->id, &again) && swarm_job_end(&again, &end, claim->job.flags))
+	{
+		out->kind = OUTCOME_ENDED;
+		out->state = SWARM_JOB_COMPLETED;
+		while (ActiveSnapshotSet())
+			PopActiveSnapshot();
+		PortalDrop(portal, false);
+		CommitTransactionCommand();
+	}
+	else
+	{
+		out->kind = OUTCOME_GONE;
+		AbortCurrentTransaction();
+	}
+	MemoryContextSwitchTo(turn);
+}
+
+/* ------------------------------------------------------------------------
+ * Failure
+ * ------------------------------------------------------------------------ */
+
+/*
+ * record_failure: decide by the error what becomes of the job, and write it in
+ * the current transaction.
+ */
+static void
+record_failure(SwarmSlot *slot, SwarmClaim *claim, const SwarmJobRow *row,
+			   int sqlstate, const char *error, Outcome *out)
+{
+	SwarmJobEnd end = {.state = SWARM_JOB_DEAD, .error = error,
+	.started = slot->started, .attempts = row->attempts + 1};
+
+	if (sqlstate == ERRCODE_QUERY_CANCELED && slot->cancel)
+	{
+		end.state = SWARM_JOB_CANCELLED;
+		end.error = slot->cancel_reason[0] ? slot->cancel_reason : "cancelled while running";
+	}
+	else if (sqlstate == ERRCODE_QUERY_CANCELED && timed_out)
+		end.error = psprintf("the job ran longer than its timeout of %g s",
+							 row->timeout_us / 1e6);
+	else if ((sqlstate == ERRCODE_T_R_SERIALIZATION_FAILURE ||
+			  sqlstate == ERRCODE_T_R_DEADLOCK_DETECTED) &&
+			 claim->job.free_retries < FREE_RETRIES)
+	{
+		claim->job.free_retries++;
+		return_for(claim, FREE_RETRY_US * claim->job.free_retries, out);
+		return;
+	}
+
+	if (end.state == SWARM_JOB_DEAD && end.attempts < row->max_attempts)
+	{
+		int64		wait = swarm_job_backoff_us(end.attempts);
+
+		claim->job.attempts = end.attempts;
+		claim->job.flags |= SWARM_READY_TOUCHED;
+		return_for(claim, wait, out);
+		swarm_job_record_attempt(row->id, end.attempts, claim->job.due, end.error, false);
+		return;
+	}
+	if (!swarm_job_end(row, &end, claim->job.flags))
+	{
+		out->kind = OUTCOME_GONE;
+		return;
+	}
+	out->kind = OUTCOME_ENDED;
+	out->state = end.state;
+	if (end.state == SWARM_JOB_DEAD)
+		ereport(LOG,
+				(errmsg("job " INT64_FORMAT " is dead after %d attempts: %s",
+						row->id, end.attempts, end.error)));
+}
+
+/*
+ * fail_alone: the transaction of a single job is lost; record that in a new
+ * one.  If even that fails, the job goes back with the longest wait of its
+ * attempt, counted in memory only.
+ */
+static void
+fail_alone(SwarmSlot *slot, SwarmClaim *claim, int sqlstate,
+		   const char *error, Outcome *out)
+{
+	MemoryContext turn = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		SwarmJobRow row;
+
+		begin_transaction();
+		if (swarm_job_fetch(claim->job.id, &row))
+		{
+			row.attempts = claim->job.attempts;
+			record_failure(slot, claim, &row, sqlstate, error, out);
+		}
+		else
+			out->kind = OUTCOME_GONE;
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(turn);
+		EmitErrorReport();
+		FlushErrorState();
+		AbortCurrentTransaction();
+		claim->job.attempts++;
+		return_for(claim, swarm_job_backoff_us(claim->job.attempts), out);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(turn);
+}
+
+static void
+return_for(SwarmClaim *claim, int64 wait_us, Outcome *out)
+{
+	claim->job.due = swarm_now() + wait_us;
+	out->kind = OUTCOME_RETURNED;
+}
+
+static void
+settle(SwarmShard *shard, const SwarmClaim *claim, const Outcome *out)
+{
+	switch (out->kind)
+	{
+		case OUTCOME_ENDED:
+			swarm_queue_finished(shard, claim, out->state);
+			break;
+		case OUTCOME_RETURNED:
+			swarm_queue_return(shard, claim);
+			break;
+		case OUTCOME_GONE:
+		case OUTCOME_NONE:
+			swarm_queue_discard(shard, claim);
+			break;
+	}
+}
+
+/* error_text: what the job's row tells: message and SQLSTATE. */
+static char *
+error_text(const ErrorData *edata)
+{
+	return psprintf("%s (SQLSTATE %s)",
+					edata->message ? edata->message : "missing error text",
+					unpack_sql_state(edata->sqlerrcode));
+}
+
+/* ------------------------------------------------------------------------
+ * Surroundings of a handler
+ * ------------------------------------------------------------------------ */
+
+static void
+begin_transaction(void)
+{
+	MemoryContext turn = CurrentMemoryContext;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(turn);
+}
+
+/*
+ * begin_as_owner: from here on the handler's world: its owner's rights, and
+ * its time limit.  SET ROLE and RESET ROLE are refused inside.
+ */
+static void
+begin_as_owner(const SwarmJobRow *row)
+{
+	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(row->owner)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("role with OID %u, owner of the job, does not exist", row->owner)));
+	SetUserIdAndSecContext(row->owner, SECURITY_LOCAL_USERID_CHANGE);
+	timed_out = false;
+	QueryCancelPending = false;
+	if (row->timeout_us > 0)
+		enable_timeout_after(timeout_id,
+							 (int) Min(Max(row->timeout_us / 1000, 1), INT_MAX));
+}
+
+static void
+stop_clock(void)
+{
+	disable_timeout(timeout_id, false);
+	QueryCancelPending = false;
+}
+
+static void
+on_timeout(void)
+{
+	timed_out = true;
+	InterruptPending = true;
+	QueryCancelPending = true;
+	SetLatch(MyLatch);
+}
+
+/*
+ * clean_session: nothing that a job left in the session may meet the next
+ * one, which may have another owner.
+ */
+static void
+clean_session(void)
+{
+	MemoryContext turn = CurrentMemoryContext;
+	Oid			temp_namespace;
+	Oid			temp_toast_namespace;
+
+	PortalHashTableDeleteAll();
+	DropAllPreparedStatements();
+	LockReleaseAll(USER_LOCKMETHOD, true);
+	ResetSequenceCaches();
+	GetTempNamespaceState(&temp_namespace, &temp_toast_namespace);
+	if (OidIsValid(temp_namespace))
+	{
+		StartTransactionCommand();
+		ResetTempTableNamespace();
+		CommitTransactionCommand();
+	}
+	MemoryContextSwitchTo(turn);
+}

@@ -1,0 +1,150 @@
+/*
+ * worker_runner.c
+ *	  A runner: claims jobs of its database and runs them, one turn at a time.
+ *
+ * A turn is a claim (shared memory, no query), then one transaction.  With
+ * nothing to claim the runner is on the idle list and sleeps; who pushes a
+ * job takes it off the list and sets its latch.  Runners beyond the minimum
+ * end after some idle time.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/ipc.h"
+#include "storage/proc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "base/clock.h"
+#include "base/compat.h"
+#include "worker/worker_int.h"
+
+static SwarmSlot *slot;
+
+static bool attach(const SwarmWorkerArg *arg);
+static void runner_exit(int code, Datum arg);
+static bool told_to_end(SwarmShard *shard);
+static bool superfluous(SwarmShard *shard);
+
+void
+swarm_runner_main(Datum main_arg)
+{
+	SwarmWorkerArg arg = swarm_worker_arg();
+	SwarmShard *shard = swarm_shard_at(arg.shard);
+	uint32		wait_event;
+	MemoryContext context;
+
+	swarm_worker_signals();
+	if (!attach(&arg))
+		proc_exit(0);
+	BackgroundWorkerInitializeConnectionByOid(arg.database, InvalidOid, 0);
+	wait_event = swarm_wait_event_new("SwarmRunnerIdle");
+	pgstat_report_appname("pg_swarm runner");
+	swarm_inflight_open(arg.slot);
+	swarm_job_run_init();
+	context = AllocSetContextCreate(TopMemoryContext, "pg_swarm runner turn",
+									ALLOCSET_DEFAULT_SIZES);
+	while (!told_to_end(shard))
+	{
+		bool		worked = swarm_runner_turn(shard, slot, context);
+
+		if (worked)
+		{
+			swarm_worker_sleep(0, wait_event);	/* settle interrupts only */
+			continue;
+		}
+		swarm_inflight_note(0, 0);
+		pgstat_report_stat(true);
+		pgstat_report_activity(STATE_IDLE, NULL);
+		swarm_worker_sleep(superfluous(shard) ? swarm_runner_idle_timeout_ms : -1,
+						   wait_event);
+	}
+	proc_exit(0);
+}
+
+/*
+ * attach: take the slot the scheduler has reserved; false if it was given up
+ * meanwhile.
+ */
+static bool
+attach(const SwarmWorkerArg *arg)
+{
+	bool		ours;
+
+	slot = swarm_slot_at(arg->slot);
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	ours = slot->state == SWARM_SLOT_STARTING && slot->generation == arg->generation;
+	if (ours)
+	{
+		slot->pid = MyProcPid;
+		slot->latch = MyLatch;
+		slot->state = SWARM_SLOT_IDLE;
+		slot->since = swarm_now();
+	}
+	LWLockRelease(swarm_job_lock);
+	if (ours)
+		before_shmem_exit(runner_exit, (Datum) 0);
+	return ours;
+}
+
+/*
+ * runner_exit: whatever way the process ends short of a crash, its jobs are
+ * free again at once.
+ */
+static void
+runner_exit(int code, Datum arg)
+{
+	swarm_inflight_note(0, 0);
+	swarm_queue_slot_died(slot);
+}
+
+/*
+ * swarm_runner_turn: claim and run; false if there was nothing (the slot is
+ * then on the idle list).
+ */
+bool
+swarm_runner_turn(SwarmShard *shard, SwarmSlot *my_slot, MemoryContext context)
+{
+	static SwarmClaim claims[SWARM_BATCH_MAX];
+	MemoryContext turn;
+	int			n = swarm_queue_claim(shard, my_slot, claims, SWARM_BATCH_MAX);
+
+	if (n == 0)
+		return false;
+	turn = AllocSetContextCreate(context, "pg_swarm jobs", ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(turn);
+	swarm_job_run(shard, my_slot, claims, n);
+	MemoryContextSwitchTo(context);
+	MemoryContextDelete(turn);
+	pgstat_report_stat(false);
+	return true;
+}
+
+static bool
+told_to_end(SwarmShard *shard)
+{
+	bool		end;
+
+	LWLockAcquire(swarm_job_lock, LW_SHARED);
+	end = slot->stop || shard->stop || shard->holds > 0 ||
+		(slot->state == SWARM_SLOT_IDLE && slot->idle_listed &&
+		 swarm_now() - slot->since >= swarm_runner_idle_timeout_ms * INT64CONST(1000) &&
+		 (shard->runners > swarm_min_runners || slot->critical_only)) ||
+		(shard->runners > swarm_max_runners && !slot->critical_only);
+	LWLockRelease(swarm_job_lock);
+	return end;
+}
+
+/* superfluous: may this runner end when it has been idle long enough? */
+static bool
+superfluous(SwarmShard *shard)
+{
+	bool		yes;
+
+	LWLockAcquire(swarm_job_lock, LW_SHARED);
+	yes = shard->runners > swarm_min_runners || slot->critical_only;
+	LWLockRelease(swarm_job_lock);
+	return yes;
+}

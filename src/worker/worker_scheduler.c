@@ -1,0 +1,580 @@
+/*
+ * worker_scheduler.c
+ *	  The scheduler of one database.
+ *
+ * It starts runners when there is more to do than idle ones, moves what is
+ * due, sweeps the table for what memory may have missed, settles dependencies
+ * and keeps the history.  It does not hand out jobs: an enqueueing backend
+ * wakes a runner itself.  Only when no runner can be started at all, the
+ * scheduler runs jobs in its own process, so that one worker slot is enough
+ * for progress.
+ *
+ * It sleeps on its latch until something is due; with nothing scheduled it
+ * wakes once an hour, to look at a clock that may have been set, and runs no
+ * query.  It holds no transaction while it sleeps.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "commands/dbcommands.h"
+#include "commands/extension.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "base/clock.h"
+#include "base/compat.h"
+#include "base/fault.h"
+#include "worker/worker_int.h"
+
+#define RETRY_MS			1000
+#define STARTING_MAX_MS		10000
+#define WARN_EVERY_MS		60000
+#define LONGEST_SLEEP_MS	(3600L * 1000)
+
+typedef void (*Step) (SwarmShard *shard);
+
+static SwarmShard *shard;
+static int	shard_number;
+static BackgroundWorkerHandle **handles;	/* of runners, by slot */
+static SwarmSlot *own_slot = NULL;	/* while the scheduler runs jobs itself */
+static TimestampTz next_history = 0;
+static bool step_failed = false;
+
+static bool attach(const SwarmWorkerArg *arg);
+static void scheduler_exit(int code, Datum arg);
+static bool serve_here(void);
+static void first_turn(void);
+static long turn(void);
+static bool told_to_end(void);
+static bool step(const char *what, Step run);
+static void step_config(SwarmShard *s);
+static void step_sweep(SwarmShard *s);
+static void step_suspects(SwarmShard *s);
+static void step_history(SwarmShard *s);
+static void step_history_check(SwarmShard *s);
+static void start_runners(void);
+static int	runners_wanted(void);
+static bool start_runner(bool critical_only);
+static void check_starting_runners(void);
+static bool run_here(void);
+
+void
+swarm_scheduler_main(Datum main_arg)
+{
+	SwarmWorkerArg arg = swarm_worker_arg();
+	uint32		wait_event;
+	MemoryContext context;
+
+	swarm_worker_signals();
+	if (!attach(&arg))
+		proc_exit(0);
+	BackgroundWorkerInitializeConnectionByOid(arg.database, InvalidOid, 0);
+	wait_event = swarm_wait_event_new("SwarmScheduler");
+	pgstat_report_appname("pg_swarm scheduler");
+	handles = MemoryContextAllocZero(TopMemoryContext,
+									 swarm_max_slots * sizeof(*handles));
+	context = AllocSetContextCreate(TopMemoryContext, "pg_swarm scheduler turn",
+									ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(context);
+	if (!serve_here())
+		proc_exit(0);
+	first_turn();
+	for (;;)
+	{
+		long		wait_ms;
+
+		MemoryContextReset(context);
+		MemoryContextSwitchTo(context);
+		if (told_to_end())
+			break;
+		wait_ms = turn();
+		MemoryContextSwitchTo(context);
+		if (wait_ms != 0)
+		{
+			pgstat_report_stat(true);
+			pgstat_report_activity(STATE_IDLE, NULL);
+			swarm_worker_sleep(wait_ms, wait_event);
+		}
+		else
+			swarm_worker_sleep(0, wait_event);
+	}
+	proc_exit(0);
+}
+
+/*
+ * attach: take the place the launcher has prepared; false if it is not there
+ * any more.
+ */
+static bool
+attach(const SwarmWorkerArg *arg)
+{
+	bool		ours;
+
+	shard_number = arg->shard;
+	shard = swarm_shard_at(arg->shard);
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	ours = shard->state != SWARM_SHARD_FREE && shard->database == arg->database &&
+		shard->scheduler_pid == 0 && shard->holds == 0;
+	if (shard->database == arg->database)
+		shard->starting = false;
+	if (ours)
+	{
+		shard->scheduler_pid = MyProcPid;
+		shard->scheduler_latch = MyLatch;
+		shard->scheduler_since = GetCurrentTimestamp();
+	}
+	LWLockRelease(swarm_job_lock);
+	if (ours)
+		before_shmem_exit(scheduler_exit, (Datum) 0);
+	return ours;
+}
+
+static void
+scheduler_exit(int code, Datum arg)
+{
+	if (own_slot != NULL)
+		swarm_queue_slot_died(own_slot);
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	shard->scheduler_pid = 0;
+	shard->scheduler_latch = NULL;
+	LWLockRelease(swarm_job_lock);
+	swarm_launcher_wake();
+}
+
+/*
+ * serve_here: has this database the extension?  If not, the launcher shall
+ * forget it until it is told again.
+ */
+static bool
+serve_here(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	bool		installed;
+	bool		wanted;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	installed = OidIsValid(get_extension_oid("pg_swarm", true));
+	wanted = swarm_database_wanted(get_database_name(MyDatabaseId));
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	if (installed && wanted)
+		return true;
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	shard->stop = true;
+	LWLockRelease(swarm_job_lock);
+	return false;
+}
+
+/*
+ * first_turn: bring memory up from the tables, then open the gate.  A
+ * scheduler that replaces another finds it open.
+ */
+static void
+first_turn(void)
+{
+	bool		open;
+
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	open = shard->state == SWARM_SHARD_SERVING;
+	if (!open)
+		shard->state = SWARM_SHARD_LOADING;
+	shard->config_stale = true;
+	shard->scan_from = 0;
+	shard->nrechecks = SWARM_FINISHED_PARENTS + 1;
+	LWLockRelease(swarm_job_lock);
+
+	while (!step("suspects", step_suspects) || !step("settings", step_config) ||
+		   !step("history", step_history_check))
+	{
+		if (told_to_end())
+			proc_exit(0);
+		swarm_worker_sleep(RETRY_MS, PG_WAIT_EXTENSION);
+	}
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	shard->state = SWARM_SHARD_SERVING;
+	shard->restarts = 0;
+	LWLockRelease(swarm_job_lock);
+
+	for (int i = 0; i < swarm_min_runners; i++)
+	{
+		LWLockAcquire(swarm_job_lock, LW_SHARED);
+		open = shard->runners < swarm_min_runners;
+		LWLockRelease(swarm_job_lock);
+		if (open && !start_runner(false))
+			break;
+	}
+}
+
+/*
+ * turn: all there is to do now.  Returns how long to sleep; 0 = look again.
+ */
+static long
+turn(void)
+{
+	TimestampTz next = swarm_queue_tick(shard);
+	bool		rebuild,
+				config,
+				scan,
+				rechecks,
+				events,
+				history,
+				more = false;
+
+	step_failed = false;
+	check_starting_runners();
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	rebuild = shard->rebuild;
+	config = shard->config_stale;
+	scan = shard->scan_from != SWARM_NO_SCAN;
+	rechecks = shard->nrechecks > 0;
+	events = shard->events_written != shard->events_read;
+	history = (shard->housekeeping && shard->queued > 0) ||
+		(next_history != 0 && swarm_now() >= next_history);
+	LWLockRelease(swarm_job_lock);
+
+	if (rebuild)
+		swarm_queue_forget(shard);
+	if (history)
+		step("history", step_history);
+	if (config)
+		step("settings", step_config);
+	if (scan || rebuild)
+		step("sweep", step_sweep);
+	if (rechecks || rebuild)
+		step("dependencies", swarm_job_resolve_dependencies);
+	if (events)
+		step("events", swarm_job_send_events);
+	start_runners();
+	if (run_here())
+		more = true;
+
+	LWLockAcquire(swarm_job_lock, LW_SHARED);
+	more |= shard->nrechecks > 0 || shard->config_stale || shard->rebuild;
+	LWLockRelease(swarm_job_lock);
+	if (step_failed)
+		return RETRY_MS;
+	if (more)
+		return 0;
+	if (next_history != 0)
+		next = Min(next, next_history);
+	return TIMESTAMP_IS_NOEND(next) ? LONGEST_SLEEP_MS : Max(swarm_clock_wait_ms(next), 1);
+}
+
+static bool
+told_to_end(void)
+{
+	bool		end;
+
+	if (swarm_databases_changed)
+	{
+		swarm_databases_changed = false;
+		if (!serve_here())
+		{
+			LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+			swarm_shard_stop_runners(shard);
+			LWLockRelease(swarm_job_lock);
+		}
+	}
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	end = shard->stop || shard->holds > 0 || shard->reprobe;
+	shard->reprobe = false;
+	LWLockRelease(swarm_job_lock);
+	return end;
+}
+
+/* ------------------------------------------------------------------------
+ * Steps: each in a transaction of its own; an error is reported and leaves
+ * the rest of the turn alone
+ * ------------------------------------------------------------------------ */
+
+static bool
+step(const char *what, Step run)
+{
+	MemoryContext context = CurrentMemoryContext;
+	bool		done = true;
+
+	PG_TRY();
+	{
+		SetCurrentStatementStartTimestamp();
+		pgstat_report_activity(STATE_RUNNING, what);
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		SWARM_FAULT("scheduler.step");
+		run(shard);
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		HOLD_INTERRUPTS();
+		errcontext("scheduler step \"%s\"", what);
+		EmitErrorReport();
+		FlushErrorState();
+		AbortCurrentTransaction();
+		RESUME_INTERRUPTS();
+		done = false;
+		step_failed = true;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	return done;
+}
+
+static void
+step_config(SwarmShard *s)
+{
+	if (swarm_job_pause_if_cloned())
+	{
+		LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+		s->cloned = true;
+		LWLockRelease(swarm_job_lock);
+		CommandCounterIncrement();
+	}
+	swarm_job_load_config(s);
+}
+
+static void
+step_sweep(SwarmShard *s)
+{
+	while (swarm_job_sweep(s))
+		CHECK_FOR_INTERRUPTS();
+	swarm_job_check_prepared(s);
+}
+
+/* What ran here when the server crashed has used an attempt. */
+static void
+step_suspects(SwarmShard *s)
+{
+	for (int i = 0; i < swarm_max_slots; i++)
+	{
+		SwarmSuspect *suspect = &swarm_worker_shared->suspects[i];
+
+		if (suspect->database != MyDatabaseId)
+			continue;
+		swarm_job_count_crash(suspect->id, suspect->attempt);
+		suspect->database = InvalidOid;
+	}
+}
+
+static void
+step_history(SwarmShard *s)
+{
+	/* the gate opens whatever happens: there is a default partition */
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	s->housekeeping = false;
+	LWLockRelease(swarm_job_lock);
+	next_history = swarm_now() + 10 * USECS_PER_MINUTE;
+	next_history = swarm_job_keep_history();
+}
+
+/*
+ * step_history_check: without today's partition, the first job makes the
+ * scheduler create it, and waits; not before, so that a restored dump may
+ * bring its own.
+ */
+static void
+step_history_check(SwarmShard *s)
+{
+	bool		ready = swarm_job_history_ready();
+
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	s->housekeeping = !ready;
+	LWLockRelease(swarm_job_lock);
+	if (ready)
+		next_history = swarm_now();
+}
+
+/* ------------------------------------------------------------------------
+ * Runners
+ * ------------------------------------------------------------------------ */
+
+/*
+ * start_runners: as many as there are jobs that nobody idle could take, up to
+ * the maximum; and an extra one for a critical job.
+ */
+static void
+start_runners(void)
+{
+	int			n = runners_wanted();
+	bool		critical;
+
+	for (int i = 0; i < n; i++)
+	{
+		if (!start_runner(false))
+			return;
+	}
+	LWLockAcquire(swarm_job_lock, LW_SHARED);
+	critical = shard->critical > 0 && dlist_is_empty(&shard->idle) &&
+		shard->runners == swarm_max_runners && swarm_max_runners > 0;
+	LWLockRelease(swarm_job_lock);
+	if (critical)
+		(void) start_runner(true);
+}
+
+static int
+runners_wanted(void)
+{
+	int			n = 0;
+
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	if (shard->want_runner && !dlist_is_empty(&shard->ring) &&
+		dlist_is_empty(&shard->idle))
+		n = Min(swarm_max_runners - shard->runners, shard->queued);
+	shard->want_runner = false;
+	LWLockRelease(swarm_job_lock);
+	return Max(n, 0);
+}
+
+/*
+ * start_runner: reserve a slot and register the process; false if there is no
+ * place for it.
+ */
+static bool
+start_runner(bool critical_only)
+{
+	SwarmWorkerArg arg = {.shard = shard_number, .database = MyDatabaseId};
+	SwarmSlot  *slot = NULL;
+	bool		started;
+	bool		warn = false;
+	MemoryContext context;
+
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < swarm_max_slots && slot == NULL; i++)
+	{
+		if (swarm_slot_at(i)->state == SWARM_SLOT_FREE)
+			slot = swarm_slot_at(i);
+	}
+	if (slot != NULL)
+	{
+		slot->state = SWARM_SLOT_STARTING;
+		slot->database = MyDatabaseId;
+		slot->since = GetCurrentTimestamp();
+		slot->critical_only = critical_only;
+		slot->stop = false;
+		slot->idle_listed = false;
+		slot->finished = 0;
+		slot->job = 0;
+		arg.slot = swarm_slot_number(slot);
+		arg.generation = ++slot->generation;
+		shard->runners++;
+	}
+	LWLockRelease(swarm_job_lock);
+	if (slot == NULL)
+		return false;
+
+	if (handles[arg.slot])
+		pfree(handles[arg.slot]);
+	handles[arg.slot] = NULL;
+	context = MemoryContextSwitchTo(TopMemoryContext);
+	started = swarm_worker_register("pg_swarm runner", "swarm_runner_main",
+									&arg, &handles[arg.slot]);
+	MemoryContextSwitchTo(context);
+
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	shard->slots_exhausted = !started;
+	if (!started)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		slot->state = SWARM_SLOT_FREE;
+		shard->runners--;
+		if (TimestampDifferenceExceeds(swarm_worker_shared->last_exhausted_warning,
+									   now, WARN_EVERY_MS))
+		{
+			swarm_worker_shared->last_exhausted_warning = now;
+			warn = true;
+		}
+	}
+	LWLockRelease(swarm_job_lock);
+	if (warn)
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("no background worker slot is free for a job runner"),
+				 errdetail("Jobs go on in the processes that are there."),
+				 errhint("Raise max_worker_processes.")));
+	return started;
+}
+
+/*
+ * check_starting_runners: one that ended before it took its slot, because the
+ * fork or the connection failed, leaves the slot to others.
+ */
+static void
+check_starting_runners(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < swarm_max_slots; i++)
+	{
+		SwarmSlot  *slot = swarm_slot_at(i);
+		pid_t		pid;
+
+		if (slot->state != SWARM_SLOT_STARTING || slot->database != MyDatabaseId)
+			continue;
+		if (handles[i] != NULL ?
+			GetBackgroundWorkerPid(handles[i], &pid) == BGWH_STOPPED :
+			TimestampDifferenceExceeds(slot->since, now, STARTING_MAX_MS))
+		{
+			slot->state = SWARM_SLOT_FREE;
+			slot->generation++;
+			shard->runners--;
+			shard->want_runner = true;
+		}
+	}
+	LWLockRelease(swarm_job_lock);
+}
+
+/*
+ * run_here: when there is work and no runner can be had, one turn of it in
+ * this process.
+ */
+static bool
+run_here(void)
+{
+	bool		needed;
+	bool		did;
+
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	needed = shard->runners == 0 && shard->slots_exhausted &&
+		!dlist_is_empty(&shard->ring);
+	if (needed && own_slot == NULL)
+	{
+		for (int i = 0; i < swarm_max_slots && own_slot == NULL; i++)
+		{
+			if (swarm_slot_at(i)->state == SWARM_SLOT_FREE)
+				own_slot = swarm_slot_at(i);
+		}
+		if (own_slot != NULL)
+		{
+			own_slot->state = SWARM_SLOT_STARTING;
+			own_slot->generation++;
+			own_slot->database = MyDatabaseId;
+			own_slot->pid = MyProcPid;
+			own_slot->latch = MyLatch;
+			own_slot->critical_only = false;
+			own_slot->stop = false;
+			shard->runners++;
+		}
+	}
+	LWLockRelease(swarm_job_lock);
+	if (!needed || own_slot == NULL)
+		return false;
+
+	swarm_inflight_open(swarm_slot_number(own_slot));
+	swarm_job_run_init();
+	did = swarm_runner_turn(shard, own_slot, CurrentMemoryContext);
+	swarm_inflight_note(0, 0);
+	swarm_queue_slot_died(own_slot);
+	own_slot = NULL;
+	return did;
+}
