@@ -37,3 +37,8 @@ REVOKE ALL ON FUNCTION swarm._job_table_changed() FROM PUBLIC;
 -- worker
 GRANT SELECT ON swarm.workers TO PUBLIC;
 REVOKE ALL ON FUNCTION swarm._installed() FROM PUBLIC;
+
+-- schedule: rows are their owners' (row-level security); pg_cron has grants
+-- of its own.
+GRANT SELECT, INSERT, UPDATE, DELETE ON swarm._schedule, swarm._schedule_run TO PUBLIC;
+GRANT SELECT ON swarm.schedules TO PUBLIC;
