@@ -257,6 +257,7 @@ extern SwarmShard *swarm_shard_at(int i);	/* any state; 0..max-1 */
 extern SwarmSlot *swarm_slot_at(int i);
 extern int	swarm_slot_number(const SwarmSlot *slot);
 extern void swarm_shard_wake_scheduler(SwarmShard *shard);
+extern void swarm_shard_wake_all(SwarmShard *shard);
 extern void swarm_shard_stop_runners(SwarmShard *shard);
 extern void swarm_slot_cancel(SwarmSlot *slot, const char *reason);
 

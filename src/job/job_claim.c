@@ -94,7 +94,11 @@ swarm_queue_claim(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int ma
 		slot->idle_listed = true;
 	}
 	else
+	{
 		slot->state = SWARM_SLOT_RUNNING;
+		if (!dlist_is_empty(&shard->ring))
+			swarm_shard_wake_runner(shard);
+	}
 	LWLockRelease(swarm_job_lock);
 	return n;
 }
@@ -400,7 +404,7 @@ swarm_queue_slot_died(SwarmSlot *slot)
 	{
 		shard->runners--;
 		if (!dlist_is_empty(&shard->ring))
-			shard->want_runner = true;
+			swarm_shard_wake_runner(shard);
 		swarm_shard_wake_scheduler(shard);
 	}
 	slot->state = SWARM_SLOT_FREE;

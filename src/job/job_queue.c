@@ -302,6 +302,20 @@ swarm_shard_wake_runner(SwarmShard *shard)
 }
 
 /*
+ * swarm_shard_wake_all: claims were refused for a while and are possible
+ * again: whoever went idle meanwhile shall look.
+ */
+void
+swarm_shard_wake_all(SwarmShard *shard)
+{
+	if (dlist_is_empty(&shard->ring))
+		return;
+	while (!dlist_is_empty(&shard->idle))
+		swarm_shard_wake_runner(shard);
+	swarm_shard_wake_runner(shard);
+}
+
+/*
  * swarm_shard_recheck: the scheduler shall look at the dependencies of, or
  * on, this job.
  */
@@ -488,6 +502,7 @@ swarm_queue_configure(SwarmShard *shard,
 			swarm_kind_unpark(shard, k);
 	}
 	shard->config_stale = false;
+	swarm_shard_wake_all(shard);
 	LWLockRelease(swarm_job_lock);
 }
 

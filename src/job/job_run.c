@@ -171,7 +171,11 @@ static void
 run_one(SwarmSlot *slot, SwarmClaim *claim, Outcome *out, bool alone)
 {
 	SwarmJobRow row;
+	char		activity[64];
 
+	snprintf(activity, sizeof(activity), "job " INT64_FORMAT " (attempt %d)",
+			 claim->job.id, claim->job.attempts + 1);
+	pgstat_report_activity(STATE_RUNNING, activity);
 	swarm_queue_running(slot, claim);
 	if (swarm_job_inflight_hook)
 		swarm_job_inflight_hook(claim->job.id, claim->job.attempts + 1);

@@ -100,7 +100,9 @@ cosine(const float *a, const float *b, size_t n)
 		aa = _mm256_fmadd_ps(va, va, aa);
 		bb = _mm256_fmadd_ps(vb, vb, bb);
 	}
-	result = (SwarmQuantCosine) {total(ab), total(aa), total(bb)};
+	result.dot = total(ab);
+	result.norm_a = total(aa);
+	result.norm_b = total(bb);
 	for (; i < n; i++)
 	{
 		result.dot += a[i] * b[i];

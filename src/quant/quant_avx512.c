@@ -85,6 +85,7 @@ cosine(const float *a, const float *b, size_t n)
 	__m512		ab = _mm512_setzero_ps();
 	__m512		aa = _mm512_setzero_ps();
 	__m512		bb = _mm512_setzero_ps();
+	SwarmQuantCosine result;
 
 	for (size_t i = 0; i < n; i += WIDTH)
 	{
@@ -95,11 +96,10 @@ cosine(const float *a, const float *b, size_t n)
 		aa = _mm512_fmadd_ps(va, va, aa);
 		bb = _mm512_fmadd_ps(vb, vb, bb);
 	}
-	return (SwarmQuantCosine) {
-		_mm512_reduce_add_ps(ab),
-			_mm512_reduce_add_ps(aa),
-			_mm512_reduce_add_ps(bb)
-	};
+	result.dot = _mm512_reduce_add_ps(ab);
+	result.norm_a = _mm512_reduce_add_ps(aa);
+	result.norm_b = _mm512_reduce_add_ps(bb);
+	return result;
 }
 
 const SwarmQuantKernels swarm_quant_avx512 = {

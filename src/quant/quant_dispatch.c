@@ -82,7 +82,8 @@ xcr0(void)
 
 	if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & bit_OSXSAVE))
 		return 0;
-	__asm__ volatile ("xgetbv" : "=a" (eax), "=d" (edx) : "c" (0));
+	__asm__ volatile ("xgetbv":"=a" (eax), "=d"(edx):"c"(0));
+
 	return eax;
 }
 

@@ -83,7 +83,9 @@ cosine(const float *a, const float *b, size_t n)
 		aa = vfmaq_f32(aa, va, va);
 		bb = vfmaq_f32(bb, vb, vb);
 	}
-	result = (SwarmQuantCosine) {vaddvq_f32(ab), vaddvq_f32(aa), vaddvq_f32(bb)};
+	result.dot = vaddvq_f32(ab);
+	result.norm_a = vaddvq_f32(aa);
+	result.norm_b = vaddvq_f32(bb);
 	for (; i < n; i++)
 	{
 		result.dot += a[i] * b[i];

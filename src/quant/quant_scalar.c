@@ -55,11 +55,12 @@ dot(const float *a, const float *b, size_t n)
 static SwarmQuantCosine
 cosine(const float *a, const float *b, size_t n)
 {
-	return (SwarmQuantCosine) {
-		.dot = dot(a, b, n),
-			.norm_a = dot(a, a, n),
-			.norm_b = dot(b, b, n),
-	};
+	SwarmQuantCosine result;
+
+	result.dot = dot(a, b, n);
+	result.norm_a = dot(a, a, n);
+	result.norm_b = dot(b, b, n);
+	return result;
 }
 
 const SwarmQuantKernels swarm_quant_scalar = {

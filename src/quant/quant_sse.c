@@ -95,7 +95,9 @@ cosine(const float *a, const float *b, size_t n)
 		aa = _mm_add_ps(aa, _mm_mul_ps(va, va));
 		bb = _mm_add_ps(bb, _mm_mul_ps(vb, vb));
 	}
-	result = (SwarmQuantCosine) {total(ab), total(aa), total(bb)};
+	result.dot = total(ab);
+	result.norm_a = total(aa);
+	result.norm_b = total(bb);
 	for (; i < n; i++)
 	{
 		result.dot += a[i] * b[i];

@@ -203,11 +203,12 @@ end_word(SwarmEmbedder *e, bool single)
 
 	if (e->previous != 0)
 	{
-		int			lesser = factor < e->previous_factor ? factor :
-			e->previous_factor;
+		int			lesser = factor;
 
 		if (single)
-			lesser = 64;
+			lesser = 64;		/* two ideographs say more than each */
+		else if (e->previous_factor < factor)
+			lesser = e->previous_factor;
 		count_feature(e, scramble(extend(extend(SEED_PAIR, e->previous), hash)),
 					  lesser, NULL);
 	}

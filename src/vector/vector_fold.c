@@ -22,18 +22,18 @@
  * for the two letters of expansions[].
  */
 static const char latin[] =
-	"aaaaaaAceeeeiiiidnooooo-ouuuuyTSaaaaaaAceeeeiiiidnooooo-ouuuuyTy"
-	"aaaaaaccccccccddddeeeeeeeeeegggggggghhhhiiiiiiiiiiIIjjkkklllllll"
-	"lllnnnnnnnnnooooooOOrrrrrrssssssssttttttuuuuuuuuuuuuwwyyyzzzzzzs"
-	"b........d.............i..l.....oo.............uu....zz........."
-	".............aaiioouuuuuuuuuu.aaaaAAggggkkoooo..j...gg..nnaaAAoo"
-	"aaaaeeeeiiiioooorrrruuuusstt..hh......aaeeooooooooyy......acclt."
-	"...b..eejj..rryy";
+"aaaaaaAceeeeiiiidnooooo-ouuuuyTSaaaaaaAceeeeiiiidnooooo-ouuuuyTy"
+"aaaaaaccccccccddddeeeeeeeeeegggggggghhhhiiiiiiiiiiIIjjkkklllllll"
+"lllnnnnnnnnnooooooOOrrrrrrssssssssttttttuuuuuuuuuuuuwwyyyzzzzzzs"
+"b........d.............i..l.....oo.............uu....zz........."
+".............aaiioouuuuuuuuuu.aaaaAAggggkkoooo..j...gg..nnaaAAoo"
+"aaaaeeeeiiiioooorrrruuuusstt..hh......aaeeooooooooyy......acclt."
+"...b..eejj..rryy";
 static const char latin_additional[] =
-	"aabbbbbbccddddddddddeeeeeeeeeeffgghhhhhhhhhhiiiikkkkkkllllllllmm"
-	"mmmmnnnnnnnnoooooooopppprrrrrrrrssssssssssttttttttuuuuuuuuuuvvvv"
-	"wwwwwwwwwwxxxxyyzzzzzzhtwy....S.aaaaaaaaaaaaaaaaaaaaaaaaeeeeeeee"
-	"eeeeeeeeiiiioooooooooooooooooooooooouuuuuuuuuuuuuuyyyyyyyy......";
+"aabbbbbbccddddddddddeeeeeeeeeeffgghhhhhhhhhhiiiikkkkkkllllllllmm"
+"mmmmnnnnnnnnoooooooopppprrrrrrrrssssssssssttttttttuuuuuuuuuuvvvv"
+"wwwwwwwwwwxxxxyyzzzzzzhtwy....S.aaaaaaaaaaaaaaaaaaaaaaaaeeeeeeee"
+"eeeeeeeeiiiioooooooooooooooooooooooouuuuuuuuuuuuuuyyyyyyyy......";
 
 static const struct
 {
@@ -141,15 +141,15 @@ int
 swarm_vector_decode(const unsigned char *p, size_t left, uint32_t *cp)
 {
 	static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
-	int			length = p[0] < 0x80 ? 1 : p[0] < 0xC2 ? 0 : p[0] < 0xE0 ? 2 :
-		p[0] < 0xF0 ? 3 : p[0] < 0xF5 ? 4 : 0;
+	int			length;
 	uint32_t	value;
 
 	*cp = p[0];
-	if (length == 1)
+	if (p[0] < 0x80)
 		return 1;
 	*cp = SWARM_INVALID_BYTE + p[0];
-	if (length == 0 || (size_t) length > left)
+	length = p[0] < 0xE0 ? 2 : p[0] < 0xF0 ? 3 : 4;
+	if (p[0] < 0xC2 || p[0] > 0xF4 || (size_t) length > left)
 		return 1;
 
 	value = p[0] & (0x7F >> length);
@@ -169,7 +169,7 @@ swarm_vector_decode(const unsigned char *p, size_t left, uint32_t *cp)
 SwarmFolded
 swarm_vector_fold(uint32_t cp)
 {
-	SwarmFolded folded = {.count = 1,.letter = {cp}};
+	SwarmFolded folded = {.count = 1, .letter = {cp}};
 
 	if (cp >= 0xFF01 && cp <= 0xFF5E)	/* full-width forms of ASCII */
 		cp -= 0xFEE0;

@@ -30,12 +30,12 @@ typedef double (*DistanceFunction) (const float *a, const float *b, size_t n);
 static Datum distance(FunctionCallInfo fcinfo, DistanceFunction function);
 static int	check_vector(ArrayType *array);
 static void check_simhash_arguments(const float *v, int dims, int bits);
-static void embed_server_text(SwarmEmbedder *embedder, const char *text,
+static void embed_server_text(SwarmEmbedder *embedder, const char *bytes,
 							  int length);
-static void embed_utf8(SwarmEmbedder *embedder, const char *text, int length);
+static void embed_utf8(SwarmEmbedder *embedder, const char *bytes, int length);
 
 /*
- * embed_alloc, embed_free: memory for the embedder, in the current context.
+ * embed_alloc: zeroed memory for the embedder, in the current context.
  */
 static void *
 embed_alloc(size_t size)
@@ -43,6 +43,9 @@ embed_alloc(size_t size)
 	return palloc0(size);
 }
 
+/*
+ * embed_free: give it back.
+ */
 static void
 embed_free(void *p)
 {
@@ -104,7 +107,7 @@ swarm_embed(PG_FUNCTION_ARGS)
  * SQL_ASCII everything is that is not UTF-8: embedding never fails.
  */
 static void
-embed_server_text(SwarmEmbedder *embedder, const char *text, int length)
+embed_server_text(SwarmEmbedder *embedder, const char *bytes, int length)
 {
 	int			encoding = GetDatabaseEncoding();
 	Oid			conversion;
@@ -113,7 +116,7 @@ embed_server_text(SwarmEmbedder *embedder, const char *text, int length)
 
 	if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII)
 	{
-		embed_utf8(embedder, text, length);
+		embed_utf8(embedder, bytes, length);
 		return;
 	}
 
@@ -126,13 +129,13 @@ embed_server_text(SwarmEmbedder *embedder, const char *text, int length)
 
 		if (OidIsValid(conversion))
 			done = pg_do_encoding_conversion_buf(conversion, encoding, PG_UTF8,
-												 (unsigned char *) text, length,
+												 (unsigned char *) bytes, length,
 												 utf8, Min(room, INT_MAX), true);
 		if (done > 0)
 			embed_utf8(embedder, (char *) utf8, strlen((char *) utf8));
 		if (done < length)
-			swarm_embedder_add(embedder, text + done++, 1);
-		text += done;
+			swarm_embedder_add(embedder, bytes + done++, 1);
+		bytes += done;
 		length -= done;
 	}
 	pfree(utf8);
@@ -142,7 +145,7 @@ embed_server_text(SwarmEmbedder *embedder, const char *text, int length)
  * embed_utf8: embed text block by block, cut between characters.
  */
 static void
-embed_utf8(SwarmEmbedder *embedder, const char *text, int length)
+embed_utf8(SwarmEmbedder *embedder, const char *bytes, int length)
 {
 	while (length > 0)
 	{
@@ -150,14 +153,14 @@ embed_utf8(SwarmEmbedder *embedder, const char *text, int length)
 		int			back = 0;
 
 		/* at most three bytes of a character can be behind the cut */
-		while (block < length && back < 3 && (text[block - back] & 0xC0) == 0x80)
+		while (block < length && back < 3 && (bytes[block - back] & 0xC0) == 0x80)
 			back++;
-		if (block < length && (text[block - back] & 0xC0) != 0x80)
+		if (block < length && (bytes[block - back] & 0xC0) != 0x80)
 			block -= back;
 
 		CHECK_FOR_INTERRUPTS();
-		swarm_embedder_add(embedder, text, block);
-		text += block;
+		swarm_embedder_add(embedder, bytes, block);
+		bytes += block;
 		length -= block;
 	}
 }

@@ -227,6 +227,27 @@ swarm_worker_signals(void)
 }
 
 /*
+ * swarm_worker_settings: what a database or the configuration sets for its
+ * sessions does not always suit a worker: jobs have a time limit of their
+ * own, and are read committed and writable until they say otherwise.
+ */
+void
+swarm_worker_settings(void)
+{
+	static const char *const settings[][2] = {
+		{"statement_timeout", "0"},
+		{"lock_timeout", "0"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"zero_damaged_pages", "off"},
+	};
+
+	for (int i = 0; i < lengthof(settings); i++)
+		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/*
  * swarm_worker_sleep: until the latch is set or `ms` have passed (-1: for
  * ever); then settle interrupts and settings.
  */

@@ -40,6 +40,7 @@ swarm_runner_main(Datum main_arg)
 	if (!attach(&arg))
 		proc_exit(0);
 	BackgroundWorkerInitializeConnectionByOid(arg.database, InvalidOid, 0);
+	swarm_worker_settings();
 	wait_event = swarm_wait_event_new("SwarmRunnerIdle");
 	pgstat_report_appname("pg_swarm runner");
 	swarm_inflight_open(arg.slot);

@@ -75,6 +75,7 @@ swarm_scheduler_main(Datum main_arg)
 	if (!attach(&arg))
 		proc_exit(0);
 	BackgroundWorkerInitializeConnectionByOid(arg.database, InvalidOid, 0);
+	swarm_worker_settings();
 	wait_event = swarm_wait_event_new("SwarmScheduler");
 	pgstat_report_appname("pg_swarm scheduler");
 	handles = MemoryContextAllocZero(TopMemoryContext,
@@ -201,6 +202,7 @@ first_turn(void)
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	shard->state = SWARM_SHARD_SERVING;
 	shard->restarts = 0;
+	swarm_shard_wake_all(shard);
 	LWLockRelease(swarm_job_lock);
 
 	for (int i = 0; i < swarm_min_runners; i++)
@@ -243,7 +245,14 @@ turn(void)
 	if (rebuild)
 		swarm_queue_forget(shard);
 	if (history)
+	{
 		step("history", step_history);
+		/* the gate opens whatever happened: there is a default partition */
+		LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+		shard->housekeeping = false;
+		swarm_shard_wake_all(shard);
+		LWLockRelease(swarm_job_lock);
+	}
 	if (config)
 		step("settings", step_config);
 	if (scan || rebuild)
@@ -368,10 +377,6 @@ step_suspects(SwarmShard *s)
 static void
 step_history(SwarmShard *s)
 {
-	/* the gate opens whatever happens: there is a default partition */
-	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
-	s->housekeeping = false;
-	LWLockRelease(swarm_job_lock);
 	next_history = swarm_now() + 10 * USECS_PER_MINUTE;
 	next_history = swarm_job_keep_history();
 }
