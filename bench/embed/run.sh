@@ -66,7 +66,7 @@ X
 	done
 done
 
-for run in 1 2 3 4 5; do
+for _ in 1 2 3 4 5; do
 	sql <<'X'
 SET client_min_messages = warning;
 SET search_path = embed_bench, public;
