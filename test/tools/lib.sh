@@ -40,13 +40,20 @@ run_user() { if [ "$(id -u)" = 0 ]; then echo postgres; else id -un; fi; }
 # as COMMAND...: run it as that user.
 as() { if [ "$(id -u)" = 0 ]; then runuser -u postgres -- "$@"; else "$@"; fi; }
 
-# apt_as_root ARGUMENTS...: apt-get, tried twice; fails when it may not install.
+# apt_as_root ARGUMENTS...: apt-get, tried twice; says something only when it
+# fails.
 apt_as_root() {
-	local sudo=()
-	[ "$(id -u)" = 0 ] || sudo=(sudo -n)
-	local run=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq
+	local log run=(env DEBIAN_FRONTEND=noninteractive apt-get -qq
 		-o DPkg::Lock::Timeout=600 -o Acquire::Retries=3)
-	"${run[@]}" "$@" >&2 || { sleep 5; "${run[@]}" "$@" >&2; }
+	[ "$(id -u)" = 0 ] || run=(sudo -n "${run[@]}")
+	log=$(mktemp)
+	if "${run[@]}" "$@" >"$log" 2>&1 || { sleep 5; "${run[@]}" "$@" >"$log" 2>&1; }; then
+		rm -f "$log"
+	else
+		tail -n 30 "$log" >&2
+		rm -f "$log"
+		return 1
+	fi
 }
 
 # may_install: root, or sudo that asks nothing.
@@ -70,8 +77,8 @@ need_packages() {
 	fi
 	say "installing ${missing[*]}"
 	no_distro_cluster
-	apt_as_root update
-	apt_as_root install -y --no-install-recommends "${missing[@]}" >/dev/null ||
+	apt_as_root update || say "apt-get update failed, going on with the lists that are here"
+	apt_as_root install -y --no-install-recommends "${missing[@]}" </dev/null ||
 		die "could not install ${missing[*]}"
 }
 
