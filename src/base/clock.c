@@ -101,9 +101,9 @@ swarm_clock_advance(PG_FUNCTION_ARGS)
 	else
 	{
 		TimestampTz moved = DatumGetTimestampTz(
-			DirectFunctionCall2(timestamptz_pl_interval,
-								TimestampTzGetDatum(swarm_now()),
-								PG_GETARG_DATUM(0)));
+												DirectFunctionCall2(timestamptz_pl_interval,
+																	TimestampTzGetDatum(swarm_now()),
+																	PG_GETARG_DATUM(0)));
 
 		pg_atomic_write_u64(clock_offset(),
 							(uint64) (moved - GetCurrentTimestamp()));

@@ -104,7 +104,8 @@ typedef struct SwarmReady
 	uint8		flags;
 } SwarmReady;
 
-#define SWARM_READY_EXTERNAL	0x01	/* kind without handler: for job_claim() */
+#define SWARM_READY_EXTERNAL	0x01	/* kind without handler: for
+										 * job_claim() */
 #define SWARM_READY_BLOCKED		0x02	/* waits for its parents */
 #define SWARM_READY_PARENT		0x04	/* others depend on it */
 #define SWARM_READY_KEYED		0x08	/* has a unique key */

@@ -218,6 +218,7 @@ run_sql(const SwarmJobRow *row)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("\"params\" of a job of kind \"sql\" must be an array")));
 	text = pnstrdup(sql->val.string.val, sql->val.string.len);
+
 	if (params != NULL)
 		nparams = JsonContainerSize(params->val.binary.data);
 
@@ -292,6 +293,7 @@ parameter_values(JsonbContainer *params, int n, const Oid *types,
 			continue;
 		if (v->type == jbvString)
 			text = pnstrdup(v->val.string.val, v->val.string.len);
+
 		else
 		{
 			Jsonb	   *j = JsonbValueToJsonb(v);
@@ -324,7 +326,7 @@ sql_result(MemoryContext context)
 		for (uint64 i = 0; i < shown; i++)
 		{
 			Datum		row = heap_copy_tuple_as_datum(SPI_tuptable->vals[i],
-														 SPI_tuptable->tupdesc);
+													   SPI_tuptable->tupdesc);
 			Datum		row_json = OidFunctionCall1(F_ROW_TO_JSON_RECORD, row);
 
 			appendStringInfo(&json, "%s%s", i ? ", " : "", TextDatumGetCString(row_json));

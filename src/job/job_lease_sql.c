@@ -234,7 +234,7 @@ static int64
 lease_us(Interval *interval)
 {
 	int64		us = interval->time + (int64) interval->day * USECS_PER_DAY +
-		(int64) interval->month * DAYS_PER_MONTH * USECS_PER_DAY;
+	(int64) interval->month * DAYS_PER_MONTH * USECS_PER_DAY;
 
 	if (us <= 0)
 		ereport(ERROR,

@@ -514,7 +514,7 @@ void
 swarm_queue_consider(SwarmShard *shard, SwarmQueue *q)
 {
 	bool		able = q->nready > 0 && !q->paused && !q->timer.armed &&
-		(q->max_running == 0 || q->running < q->max_running);
+	(q->max_running == 0 || q->running < q->max_running);
 
 	if (able && !q->in_ring)
 	{
@@ -564,7 +564,7 @@ swarm_queue_status(Oid database, SwarmQueueStatus **list, bool *complete)
 		for (int i = 0; i < 2 * SWARM_PRIORITIES; i++)
 		{
 			dlist_head *l = i < SWARM_PRIORITIES ? &q->ready[i] :
-				&q->external[i - SWARM_PRIORITIES];
+			&q->external[i - SWARM_PRIORITIES];
 
 			if (!dlist_is_empty(l))
 			{

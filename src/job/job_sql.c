@@ -96,7 +96,7 @@ swarm_job_enqueue(PG_FUNCTION_ARGS)
 	spec.args = PG_GETARG_DATUM(1);
 	spec.queue = text_to_cstring(PG_GETARG_TEXT_PP(2));
 	spec.priority = priority_number(DatumGetCString(
-		DirectFunctionCall1(enum_out, PG_GETARG_DATUM(3))));
+													DirectFunctionCall1(enum_out, PG_GETARG_DATUM(3))));
 	spec.run_at = PG_GETARG_TIMESTAMPTZ(4);
 	spec.max_attempts = PG_GETARG_INT32(5);
 	spec.timeout_us = PG_ARGISNULL(6) ? 0 : interval_us(PG_GETARG_INTERVAL_P(6), "timeout");
@@ -204,6 +204,7 @@ spec_json_field(EnqueueSpec *spec, const char *key, JsonbValue *value, int index
 
 	if (value->type == jbvString)
 		text = pnstrdup(value->val.string.val, value->val.string.len);
+
 	else if (value->type == jbvNumeric)
 		text = DatumGetCString(DirectFunctionCall1(numeric_out,
 												   NumericGetDatum(value->val.numeric)));
@@ -239,22 +240,25 @@ spec_json_field(EnqueueSpec *spec, const char *key, JsonbValue *value, int index
 						key, index)));
 	else if (strcmp(key, "kind") == 0)
 		spec->kind = text;
+
 	else if (strcmp(key, "queue") == 0)
 		spec->queue = text;
+
 	else if (strcmp(key, "priority") == 0)
 		spec->priority = priority_number(text);
 	else if (strcmp(key, "unique_key") == 0)
 		spec->unique_key = text;
+
 	else if (strcmp(key, "max_attempts") == 0)
 		spec->max_attempts = pg_strtoint32(text);
 	else if (strcmp(key, "run_at") == 0)
 		spec->run_at = DatumGetTimestampTz(
-			DirectFunctionCall3(timestamptz_in, CStringGetDatum(text),
-								ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
+										   DirectFunctionCall3(timestamptz_in, CStringGetDatum(text),
+															   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
 	else if (strcmp(key, "timeout") == 0)
 		spec->timeout_us = interval_us(DatumGetIntervalP(
-			DirectFunctionCall3(interval_in, CStringGetDatum(text),
-								ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1))), "timeout");
+														 DirectFunctionCall3(interval_in, CStringGetDatum(text),
+																			 ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1))), "timeout");
 	else
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -334,7 +338,7 @@ take_unique_key(const SwarmJobRow *row)
 	SwarmSpi	spi;
 	Oid			types[] = {OIDOID, INT4OID, TEXTOID, INT8OID};
 	Datum		values[] = {ObjectIdGetDatum(row->owner), Int32GetDatum(row->queue),
-		CStringGetTextDatum(row->unique_key), Int64GetDatum(row->id)};
+	CStringGetTextDatum(row->unique_key), Int64GetDatum(row->id)};
 	int64		holder = 0;
 
 	swarm_spi_begin(&spi);
@@ -830,7 +834,7 @@ static int64
 interval_us(Interval *interval, const char *what)
 {
 	int64		us = interval->time + (int64) interval->day * USECS_PER_DAY +
-		(int64) interval->month * DAYS_PER_MONTH * USECS_PER_DAY;
+	(int64) interval->month * DAYS_PER_MONTH * USECS_PER_DAY;
 
 	if (us <= 0)
 		ereport(ERROR,

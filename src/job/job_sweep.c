@@ -75,12 +75,12 @@ swarm_job_load_config(SwarmShard *shard)
 
 	swarm_spi_begin(&spi);
 	nqueues = (int) swarm_spi_query(
-		"SELECT id, coalesce(max_running, 0), coalesce(rate_limit, 0), "
-		"(extract(epoch FROM rate_period) * 1000000)::bigint, batch, paused, notify, "
-		"dependency_failure FROM swarm._queue "
-		"WHERE max_running IS NOT NULL OR rate_limit IS NOT NULL OR batch > 1 "
-		"OR paused OR notify OR dependency_failure <> 'cancel'",
-		0, NULL, NULL, NULL);
+									"SELECT id, coalesce(max_running, 0), coalesce(rate_limit, 0), "
+									"(extract(epoch FROM rate_period) * 1000000)::bigint, batch, paused, notify, "
+									"dependency_failure FROM swarm._queue "
+									"WHERE max_running IS NOT NULL OR rate_limit IS NOT NULL OR batch > 1 "
+									"OR paused OR notify OR dependency_failure <> 'cancel'",
+									0, NULL, NULL, NULL);
 	queues = palloc0((nqueues + 1) * sizeof(*queues));
 	for (int i = 0; i < nqueues; i++)
 	{
@@ -94,10 +94,10 @@ swarm_job_load_config(SwarmShard *shard)
 		queues[i].dependency_failure = swarm_spi_text(i, 8)[0];
 	}
 	nkinds = (int) swarm_spi_query(
-		"SELECT id, coalesce(max_running, 0), "
-		"coalesce((extract(epoch FROM rate) * 1000000)::bigint, 0) FROM swarm._handler "
-		"WHERE max_running IS NOT NULL OR rate IS NOT NULL",
-		0, NULL, NULL, NULL);
+								   "SELECT id, coalesce(max_running, 0), "
+								   "coalesce((extract(epoch FROM rate) * 1000000)::bigint, 0) FROM swarm._handler "
+								   "WHERE max_running IS NOT NULL OR rate IS NOT NULL",
+								   0, NULL, NULL, NULL);
 	kinds = palloc0((nkinds + 1) * sizeof(*kinds));
 	for (int i = 0; i < nkinds; i++)
 	{
@@ -135,16 +135,16 @@ swarm_job_sweep(SwarmShard *shard)
 	swarm_spi_begin(&spi);
 	values[0] = Int64GetDatum(from);
 	n = swarm_spi_query(
-		"SELECT j.id, j.queue, j.kind, j.owner::oid, j.priority::int4, "
-		"coalesce(a.run_at, j.run_at), coalesce(a.attempts, 0), a.id IS NOT NULL, "
-		"j.unique_key IS NOT NULL, j.kind <> 1 AND h.handler IS NULL, "
-		"j.blocked AND EXISTS (SELECT FROM swarm._job_dep d WHERE d.child = j.id), "
-		"EXISTS (SELECT FROM swarm._job_dep d WHERE d.parent = j.id), "
-		"coalesce(a.crashed, false) "
-		"FROM swarm._job j LEFT JOIN swarm._job_attempt a ON a.id = j.id "
-		"LEFT JOIN swarm._handler h ON h.id = j.kind "
-		"WHERE j.id >= $1 ORDER BY j.id LIMIT 1000",
-		1, types, values, NULL);
+						"SELECT j.id, j.queue, j.kind, j.owner::oid, j.priority::int4, "
+						"coalesce(a.run_at, j.run_at), coalesce(a.attempts, 0), a.id IS NOT NULL, "
+						"j.unique_key IS NOT NULL, j.kind <> 1 AND h.handler IS NULL, "
+						"j.blocked AND EXISTS (SELECT FROM swarm._job_dep d WHERE d.child = j.id), "
+						"EXISTS (SELECT FROM swarm._job_dep d WHERE d.parent = j.id), "
+						"coalesce(a.crashed, false) "
+						"FROM swarm._job j LEFT JOIN swarm._job_attempt a ON a.id = j.id "
+						"LEFT JOIN swarm._handler h ON h.id = j.kind "
+						"WHERE j.id >= $1 ORDER BY j.id LIMIT 1000",
+						1, types, values, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
 		SwarmReady	job = {.database = MyDatabaseId};
@@ -256,15 +256,15 @@ swarm_job_resolve_dependencies(SwarmShard *shard)
 	values[1] = BoolGetDatum(all);
 	mark_parents(shard, values[0], all);
 	rows = swarm_spi_query(
-		"SELECT d.child, d.parent, coalesce(h.state, 4)::int4, coalesce(q.dependency_failure, 'cancel') "
-		"FROM swarm._job_dep d JOIN swarm._job c ON c.id = d.child "
-		"LEFT JOIN swarm._queue q ON q.id = c.queue "
-		"LEFT JOIN LATERAL (SELECT state FROM swarm._job_history WHERE id = d.parent "
-		"ORDER BY finished_at DESC LIMIT 1) h ON true "
-		"WHERE ($2 OR d.child = ANY ($1) OR d.parent = ANY ($1)) "
-		"AND NOT EXISTS (SELECT FROM swarm._job p WHERE p.id = d.parent) "
-		"ORDER BY d.child",
-		2, types, values, NULL);
+						   "SELECT d.child, d.parent, coalesce(h.state, 4)::int4, coalesce(q.dependency_failure, 'cancel') "
+						   "FROM swarm._job_dep d JOIN swarm._job c ON c.id = d.child "
+						   "LEFT JOIN swarm._queue q ON q.id = c.queue "
+						   "LEFT JOIN LATERAL (SELECT state FROM swarm._job_history WHERE id = d.parent "
+						   "ORDER BY finished_at DESC LIMIT 1) h ON true "
+						   "WHERE ($2 OR d.child = ANY ($1) OR d.parent = ANY ($1)) "
+						   "AND NOT EXISTS (SELECT FROM swarm._job p WHERE p.id = d.parent) "
+						   "ORDER BY d.child",
+						   2, types, values, NULL);
 	children = palloc((rows + 1) * sizeof(int64));
 	if (rows > 0)
 	{
@@ -298,8 +298,8 @@ mark_parents(SwarmShard *shard, Datum ids, bool all)
 	uint64		n;
 
 	n = swarm_spi_query("SELECT DISTINCT parent FROM swarm._job_dep "
-						  "WHERE $2 OR child = ANY ($1) OR parent = ANY ($1)",
-						  2, types, values, NULL);
+						"WHERE $2 OR child = ANY ($1) OR parent = ANY ($1)",
+						2, types, values, NULL);
 	for (uint64 i = 0; i < n; i++)
 		swarm_queue_mark_parent(shard, swarm_spi_int64(i, 1));
 }
@@ -528,9 +528,9 @@ drop_old_partitions(int64 today)
 	swarm_spi_execute("DELETE FROM ONLY swarm._job_history_default WHERE finished_at < $2",
 					  2, types, values, NULL);
 	n = swarm_spi_query("SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
-						  "WHERE i.inhparent = 'swarm._job_history'::regclass "
-						  "AND c.relname ~ '^_job_history_[0-9]{8}$' AND c.relname::text COLLATE \"C\" < $1",
-						  1, types, values, NULL);
+						"WHERE i.inhparent = 'swarm._job_history'::regclass "
+						"AND c.relname ~ '^_job_history_[0-9]{8}$' AND c.relname::text COLLATE \"C\" < $1",
+						1, types, values, NULL);
 	table = SPI_tuptable;
 	for (uint64 i = 0; i < n; i++)
 	{

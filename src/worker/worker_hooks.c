@@ -103,7 +103,10 @@ utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 	}
 
 	if (IsA(stmt, CreatedbStmt))
-		ring_probe(&(Oid) {get_database_oid(((CreatedbStmt *) stmt)->dbname, true)});
+	{
+		database = get_database_oid(((CreatedbStmt *) stmt)->dbname, true);
+		ring_probe(&database);
+	}
 	else if (IsA(stmt, TransactionStmt) &&
 			 (((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED ||
 			  ((TransactionStmt *) stmt)->kind == TRANS_STMT_ROLLBACK_PREPARED))
