@@ -318,7 +318,7 @@ RETURNS SETOF record LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 10
 AS 'MODULE_PATHNAME', 'swarm_job_running';
 
 CREATE FUNCTION swarm._job_queues(OUT queue int, OUT ready int, OUT running int, OUT oldest timestamptz,
-    OUT started bigint, OUT finished bigint, OUT in_memory int, OUT complete boolean)
+    OUT started bigint, OUT finished bigint, OUT in_memory int, OUT complete boolean, OUT rate float8)
 RETURNS SETOF record LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 10
 AS 'MODULE_PATHNAME', 'swarm_job_queues';
 
@@ -392,7 +392,8 @@ SELECT coalesce(q.name, 'default') AS queue,
        m.oldest,
        swarm._now() - m.oldest AS oldest_age,
        coalesce(m.started, 0) AS started,
-       coalesce(m.finished, 0) AS finished
+       coalesce(m.finished, 0) AS finished,
+       round(coalesce(m.rate, 0)::numeric, 2) AS finished_per_second
 FROM (SELECT * FROM swarm._queue
       UNION ALL
       SELECT 1, 'default', NULL, NULL, NULL, '1 s', false, 1, 'cancel', false

@@ -323,7 +323,7 @@ swarm_queue_finished(SwarmShard *shard, const SwarmClaim *claim, SwarmJobState s
 	SwarmEntry *e = claim->entry;
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
-	e->queue->finished++;
+	swarm_queue_count_finished(e->queue);
 	if (e->slot >= 0)
 		swarm_slot_at(e->slot)->finished++;
 	shard->completed += state == SWARM_JOB_COMPLETED;

@@ -75,6 +75,8 @@ typedef struct SwarmQueue
 	dlist_node	ring_node;
 	int64		started;		/* since server start */
 	int64		finished;
+	double		rate;			/* finished a second, decaying; as of rate_at */
+	TimestampTz rate_at;
 } SwarmQueue;
 
 typedef enum SwarmEntryState
@@ -141,6 +143,7 @@ typedef struct SwarmQueueStatus
 	TimestampTz oldest;			/* ready since; 0 = none */
 	int64		started;
 	int64		finished;
+	double		rate;			/* finished a second, over about a minute */
 } SwarmQueueStatus;
 
 /* job_queue.c; takes the lock.  complete: nothing is on disk only. */
@@ -156,6 +159,7 @@ extern void swarm_timer_disarm(SwarmShard *shard, SwarmTimer *t);
 extern void swarm_queue_consider(SwarmShard *shard, SwarmQueue *q);
 extern void swarm_shard_wake_runner(SwarmShard *shard);
 extern void swarm_shard_recheck(SwarmShard *shard, int64 id);
+extern void swarm_queue_count_finished(SwarmQueue *q);
 extern void swarm_shard_event(SwarmShard *shard, int64 id, int32 queue,
 							  SwarmJobState state);
 extern ConditionVariable *swarm_job_waiters(int64 id);

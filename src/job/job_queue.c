@@ -17,6 +17,7 @@
  */
 #include "postgres.h"
 
+#include <math.h>
 #include <signal.h>
 
 #include "miscadmin.h"
@@ -28,6 +29,8 @@
 #include "base/compat.h"
 #include "base/shmem.h"
 #include "job/job_int.h"
+
+#define RATE_WINDOW_S	60
 
 SwarmJobShared *swarm_job_shared = NULL;
 LWLock	   *swarm_job_lock = NULL;
@@ -533,6 +536,27 @@ swarm_queue_consider(SwarmShard *shard, SwarmQueue *q)
 }
 
 /*
+ * decayed_rate: an exponentially weighted rate, as of now: what finished a
+ * minute ago counts 1/e of what finishes now.
+ */
+static double
+decayed_rate(const SwarmQueue *q, TimestampTz now)
+{
+	return q->rate * exp(-Max(now - q->rate_at, 0) / (RATE_WINDOW_S * 1e6));
+}
+
+/* swarm_queue_count_finished: one more job of the queue has ended. */
+void
+swarm_queue_count_finished(SwarmQueue *q)
+{
+	TimestampTz now = swarm_now();
+
+	q->finished++;
+	q->rate = decayed_rate(q, now) + 1.0 / RATE_WINDOW_S;
+	q->rate_at = now;
+}
+
+/*
  * swarm_queue_status: what the view of queues shows.
  */
 int
@@ -561,6 +585,7 @@ swarm_queue_status(Oid database, SwarmQueueStatus **list, bool *complete)
 		s->depth = q->unclaimed;
 		s->started = q->started;
 		s->finished = q->finished;
+		s->rate = decayed_rate(q, swarm_now());
 		for (int i = 0; i < 2 * SWARM_PRIORITIES; i++)
 		{
 			dlist_head *l = i < SWARM_PRIORITIES ? &q->ready[i] :

@@ -403,7 +403,7 @@ ring_ended(void *item)
 	}
 	else if (e != NULL)
 	{
-		e->queue->finished++;
+		swarm_queue_count_finished(e->queue);
 		if (e->queue->notify)
 			swarm_shard_event(shard, told->id, e->job.queue, told->state);
 		swarm_entry_remove(shard, e);

@@ -115,7 +115,7 @@ collect_running(RunningJob **list)
 
 /*
  * swarm._job_queues() returns setof (queue, ready, running, oldest, started,
- * finished, in_memory, complete): queues of this database that have had jobs.
+ * finished, in_memory, complete, rate): queues of this database that have had jobs.
  */
 SWARM_FUNCTION(swarm_job_queues);
 Datum
@@ -132,8 +132,8 @@ swarm_job_queues(PG_FUNCTION_ARGS)
 	n = swarm_queue_status(MyDatabaseId, &list, &complete);
 	for (int i = 0; i < n; i++)
 	{
-		Datum		values[8];
-		bool		nulls[8] = {0};
+		Datum		values[9];
+		bool		nulls[9] = {0};
 
 		values[0] = Int32GetDatum(list[i].id);
 		values[1] = Int32GetDatum(list[i].ready);
@@ -144,6 +144,7 @@ swarm_job_queues(PG_FUNCTION_ARGS)
 		values[5] = Int64GetDatum(list[i].finished);
 		values[6] = Int32GetDatum(list[i].depth);
 		values[7] = BoolGetDatum(complete);
+		values[8] = Float8GetDatum(list[i].rate);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;
