@@ -17,7 +17,6 @@
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "parser/analyze.h"
-#include "parser/parse_func.h"
 #include "tcop/dest.h"
 #include "tcop/tcopprot.h"
 #include "utils/acl.h"
@@ -58,12 +57,22 @@ job_type(const char *name)
 	return type;
 }
 
+/*
+ * swarm_handler_lookup: the function or procedure schema.name(swarm.job), or
+ * InvalidOid.  LookupFuncName() does not find procedures.
+ */
 Oid
 swarm_handler_lookup(List *name)
 {
 	Oid			arg = job_type("job");
+	Oid			nsp = get_namespace_oid(strVal(linitial(name)), true);
 
-	return LookupFuncName(name, 1, &arg, true);
+	if (!OidIsValid(nsp))
+		return InvalidOid;
+	return GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid,
+						   CStringGetDatum(strVal(lsecond(name))),
+						   PointerGetDatum(buildoidvector(&arg, 1)),
+						   ObjectIdGetDatum(nsp));
 }
 
 /*
@@ -77,11 +86,7 @@ handler_of(const SwarmJobRow *row)
 	Oid			proc = InvalidOid;
 
 	if (name != NULL)
-	{
-		Oid			arg = job_type("job");
-
-		proc = LookupFuncName(swarm_string_to_name_list(name), 1, &arg, true);
-	}
+		proc = swarm_handler_lookup(swarm_string_to_name_list(name));
 	if (!OidIsValid(proc))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
@@ -94,9 +99,7 @@ handler_of(const SwarmJobRow *row)
 bool
 swarm_handler_is_procedure(const SwarmJobRow *row)
 {
-	char	   *name = swarm_job_handler(row->kind);
-
-	if (name == NULL)
+	if (swarm_job_handler(row->kind) == NULL)
 		return false;
 	return get_func_prokind(handler_of(row)) == PROKIND_PROCEDURE;
 }

@@ -65,23 +65,27 @@ static SwarmShmemPiece job_piece = {
 void
 swarm_job_queue_init(void)
 {
-	DefineCustomIntVariable("pg_swarm.job_slots",
-							"Jobs kept in shared memory, of all databases; more wait on disk.",
-							NULL, &swarm_job_slots, 65536, 1024, 16 * 1024 * 1024,
-							PGC_POSTMASTER, 0, NULL, NULL, NULL);
-	DefineCustomIntVariable("pg_swarm.max_queues",
-							"Queues and job kinds with jobs or limits, of all databases.",
-							NULL, &max_queues, 2048, 64, 1024 * 1024,
-							PGC_POSTMASTER, 0, NULL, NULL, NULL);
-	DefineCustomIntVariable("pg_swarm.max_databases",
-							"Databases that are served at the same time.",
-							NULL, &swarm_max_databases, 64, 1, 10000,
-							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("pg_swarm.job_ageing",
 							"Time by which a waiting job overtakes one of the next higher priority.",
 							"Critical jobs go first regardless.",
 							&swarm_job_ageing_ms, 60000, 0, INT_MAX / 8,
 							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+	/* sizes of shared memory: there is none without preloading */
+	if (process_shared_preload_libraries_in_progress)
+	{
+		DefineCustomIntVariable("pg_swarm.job_slots",
+								"Jobs kept in shared memory, of all databases; more wait on disk.",
+								NULL, &swarm_job_slots, 65536, 1024, 16 * 1024 * 1024,
+								PGC_POSTMASTER, 0, NULL, NULL, NULL);
+		DefineCustomIntVariable("pg_swarm.max_queues",
+								"Queues and job kinds with jobs or limits, of all databases.",
+								NULL, &max_queues, 2048, 64, 1024 * 1024,
+								PGC_POSTMASTER, 0, NULL, NULL, NULL);
+		DefineCustomIntVariable("pg_swarm.max_databases",
+								"Databases that are served at the same time.",
+								NULL, &swarm_max_databases, 64, 1, 10000,
+								PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	}
 	swarm_shmem_register(&job_piece);
 }
 

@@ -128,13 +128,20 @@ static bool
 run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n)
 {
 	MemoryContext turn = CurrentMemoryContext;
+	MemoryContext one = AllocSetContextCreate(turn, "pg_swarm job", ALLOCSET_DEFAULT_SIZES);
 	volatile bool done = true;
 
+	swarm_job_names_keep(turn);
 	PG_TRY();
 	{
 		begin_transaction();
 		for (int i = 0; i < n; i++)
-			run_one(slot, &claims[i], &out[i], n == 1 || i == 0);
+		{
+			MemoryContextSwitchTo(one);
+			run_one(slot, &claims[i], &out[i], i == 0);
+			MemoryContextReset(one);
+		}
+		MemoryContextSwitchTo(turn);
 		SWARM_FAULT("job.commit");
 		if (IsTransactionState())
 		{
@@ -160,6 +167,7 @@ run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(turn);
+	swarm_job_names_keep(NULL);
 	return done;
 }
 

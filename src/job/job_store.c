@@ -56,12 +56,24 @@ enum
 	HIST_ARGS, HIST_TAGS, HIST_RESULT, HIST_ERROR, HIST_COLUMNS
 };
 
+/* The last name looked up, while names_context is set. */
+typedef struct KnownName
+{
+	int32		id;				/* 0 = none */
+	char	   *name;
+} KnownName;
+
+static MemoryContext names_context = NULL;
+static KnownName known_queue;
+static KnownName known_kind;
+static KnownName known_handler;
+
 static HeapTuple fetch_by_key(Relation rel, const char *index, AttrNumber column,
 							  RegProcedure eq, Datum key);
 static bool delete_live(Relation rel, ItemPointer tid);
 static void append_history(const SwarmJobRow *row, const SwarmJobEnd *end);
 static Relation open_history(TimestampTz finished);
-static char *name_by_id(const char *table, const char *pkey, int32 id, int column);
+static char *name_by_id(KnownName *known, const char *table, const char *pkey, int32 id, int column);
 
 /* ------------------------------------------------------------------------
  * Finding relations
@@ -367,30 +379,44 @@ swarm_job_record_attempt(int64 id, int attempts, TimestampTz run_at,
 char *
 swarm_job_queue_name(int32 id)
 {
-	char	   *name = name_by_id("_queue", "_queue_pkey", id, 2);
-
-	return name == NULL && id == SWARM_QUEUE_DEFAULT ? pstrdup("default") : name;
+	if (id == SWARM_QUEUE_DEFAULT)
+		return "default";
+	return name_by_id(&known_queue, "_queue", "_queue_pkey", id, 2);
 }
 
 char *
 swarm_job_kind_name(int32 id)
 {
 	if (id == SWARM_KIND_SQL)
-		return pstrdup("sql");
-	return name_by_id("_handler", "_handler_pkey", id, 2);
+		return "sql";
+	return name_by_id(&known_kind, "_handler", "_handler_pkey", id, 2);
 }
 
 char *
 swarm_job_handler(int32 kind)
 {
-	return name_by_id("_handler", "_handler_pkey", kind, 4);
+	if (kind == SWARM_KIND_SQL)
+		return NULL;
+	return name_by_id(&known_handler, "_handler", "_handler_pkey", kind, 4);
+}
+
+/*
+ * swarm_job_names_keep: from now on remember the last name of each sort, in
+ * the current memory context; NULL forgets.  For a runner, which asks for the
+ * same names several times a job, within one transaction.
+ */
+void
+swarm_job_names_keep(MemoryContext context)
+{
+	names_context = context;
+	known_queue.id = known_kind.id = known_handler.id = 0;
 }
 
 /*
  * name_by_id: a text column of the row with that id, or NULL.
  */
 static char *
-name_by_id(const char *table, const char *pkey, int32 id, int column)
+name_by_id(KnownName *known, const char *table, const char *pkey, int32 id, int column)
 {
 	Relation	rel;
 	HeapTuple	tuple;
@@ -398,8 +424,8 @@ name_by_id(const char *table, const char *pkey, int32 id, int column)
 	bool		isnull = true;
 	char	   *name = NULL;
 
-	if (id == SWARM_QUEUE_DEFAULT)
-		return NULL;
+	if (known->id == id)
+		return known->name;
 	rel = table_open(swarm_job_relation(table), AccessShareLock);
 	tuple = fetch_by_key(rel, pkey, 1, F_INT4EQ, Int32GetDatum(id));
 	if (tuple != NULL)
@@ -410,6 +436,11 @@ name_by_id(const char *table, const char *pkey, int32 id, int column)
 		heap_freetuple(tuple);
 	}
 	table_close(rel, NoLock);
+	if (names_context != NULL)
+	{
+		known->name = name ? MemoryContextStrdup(names_context, name) : NULL;
+		known->id = id;
+	}
 	return name;
 }
 

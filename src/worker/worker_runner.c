@@ -9,6 +9,10 @@
  */
 #include "postgres.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include "access/xact.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -45,6 +49,10 @@ swarm_runner_main(Datum main_arg)
 	pgstat_report_appname("pg_swarm runner");
 	swarm_inflight_open(arg.slot);
 	swarm_job_run_init();
+#ifdef M_TRIM_THRESHOLD
+	/* a turn frees what the next one needs: do not give it to the kernel */
+	(void) mallopt(M_TRIM_THRESHOLD, 16 * 1024 * 1024);
+#endif
 	context = AllocSetContextCreate(TopMemoryContext, "pg_swarm runner turn",
 									ALLOCSET_DEFAULT_SIZES);
 	while (!told_to_end(shard))
