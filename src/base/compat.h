@@ -49,4 +49,23 @@
 #define swarm_string_to_name_list(s)	stringToQualifiedNameList(s)
 #endif
 
+/* The record of a setting, by name; find_option() became public in 16. */
+#include "utils/guc_tables.h"
+#if PG_VERSION_NUM >= 160000
+#define swarm_guc_find(name)	find_option(name, false, true, LOG)
+#else
+static inline struct config_generic *
+swarm_guc_find(const char *name)
+{
+	struct config_generic **all = get_guc_variables();
+
+	for (int i = 0; i < GetNumConfigOptions(); i++)
+	{
+		if (strcmp(all[i]->name, name) == 0)
+			return all[i];
+	}
+	return NULL;
+}
+#endif
+
 #endif							/* SWARM_BASE_COMPAT_H */

@@ -37,6 +37,7 @@
 
 static Oid	job_type(const char *name);
 static Oid	handler_of(const SwarmJobRow *row);
+static void check_may_call(Oid proc, ObjectType type);
 static Datum job_datum(const SwarmJobRow *row);
 static Datum run_sql(const SwarmJobRow *row);
 static Oid *parameter_types(const char *sql, int n);
@@ -109,7 +110,6 @@ swarm_handler_call(const SwarmJobRow *row)
 {
 	Oid			proc;
 	FmgrInfo	flinfo;
-	AclResult	acl;
 	Datum		result;
 
 	LOCAL_FCINFO(fcinfo, 1);
@@ -118,12 +118,7 @@ swarm_handler_call(const SwarmJobRow *row)
 		return run_sql(row);
 
 	proc = handler_of(row);
-	acl = swarm_namespace_aclcheck(get_func_namespace(proc), GetUserId(), ACL_USAGE);
-	if (acl != ACLCHECK_OK)
-		aclcheck_error(acl, OBJECT_SCHEMA, get_namespace_name(get_func_namespace(proc)));
-	acl = swarm_proc_aclcheck(proc, GetUserId(), ACL_EXECUTE);
-	if (acl != ACLCHECK_OK)
-		aclcheck_error(acl, OBJECT_FUNCTION, get_func_name(proc));
+	check_may_call(proc, OBJECT_FUNCTION);
 	InvokeFunctionExecuteHook(proc);
 
 	fmgr_info(proc, &flinfo);
@@ -140,12 +135,31 @@ void
 swarm_handler_call_procedure(const SwarmJobRow *row)
 {
 	CallStmt   *call = makeNode(CallStmt);
+	Oid			proc = handler_of(row);
 	Const	   *arg = makeConst(job_type("job"), -1, InvalidOid, -1,
 								job_datum(row), false, false);
 
-	call->funcexpr = makeFuncExpr(handler_of(row), VOIDOID, list_make1(arg),
+	check_may_call(proc, OBJECT_PROCEDURE);
+	call->funcexpr = makeFuncExpr(proc, VOIDOID, list_make1(arg),
 								  InvalidOid, InvalidOid, COERCE_EXPLICIT_CALL);
 	ExecuteCallStmt(call, NULL, false, None_Receiver);
+}
+
+/*
+ * check_may_call: the current user, the job's owner, must have the rights he
+ * would need to call the handler himself.
+ */
+static void
+check_may_call(Oid proc, ObjectType type)
+{
+	Oid			nsp = get_func_namespace(proc);
+	AclResult	acl = swarm_namespace_aclcheck(nsp, GetUserId(), ACL_USAGE);
+
+	if (acl != ACLCHECK_OK)
+		aclcheck_error(acl, OBJECT_SCHEMA, get_namespace_name(nsp));
+	acl = swarm_proc_aclcheck(proc, GetUserId(), ACL_EXECUTE);
+	if (acl != ACLCHECK_OK)
+		aclcheck_error(acl, type, get_func_name(proc));
 }
 
 /*

@@ -84,7 +84,9 @@ static void record_failure(SwarmSlot *slot, SwarmClaim *claim, const SwarmJobRow
 static void fail_alone(SwarmSlot *slot, SwarmClaim *claim, int sqlstate,
 					   const char *error, Outcome *out);
 static void return_for(SwarmClaim *claim, int64 wait_us, Outcome *out);
-static void begin_as_owner(const SwarmJobRow *row);
+static void begin_as_owner(const SwarmJobRow *row, int sec_context);
+static void commit_as(Oid owner);
+static void lock_role(bool locked);
 static void stop_clock(void);
 static void on_timeout(void);
 static char *error_text(const ErrorData *edata);
@@ -144,11 +146,7 @@ run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n)
 		MemoryContextSwitchTo(turn);
 		SWARM_FAULT("job.commit");
 		if (IsTransactionState())
-		{
-			if (ActiveSnapshotSet())
-				PopActiveSnapshot();
-			CommitTransactionCommand();
-		}
+			commit_as(claims[0].job.owner);
 	}
 	PG_CATCH();
 	{
@@ -246,7 +244,7 @@ run_in_subtransaction(SwarmSlot *slot, SwarmClaim *claim, SwarmJobRow *row, Outc
 		int			sec_context;
 
 		GetUserIdAndSecContext(&user, &sec_context);
-		begin_as_owner(row);
+		begin_as_owner(row, SECURITY_LOCAL_USERID_CHANGE);
 		end.result = swarm_handler_call(row);
 		stop_clock();
 		AtEOXact_GUC(false, guc_level);
@@ -287,6 +285,10 @@ run_in_subtransaction(SwarmSlot *slot, SwarmClaim *claim, SwarmJobRow *row, Outc
  * run_procedure: CALL outside of any block, so that it may commit.  Leaves no
  * transaction open.  An error is handled by the caller, run_batch, as that of
  * a job that ran alone.
+ *
+ * Its transactions are begun as the owner, because a ROLLBACK goes back to
+ * the user that began the transaction.  And without a security context, which
+ * must not be set when a transaction begins: lock_role() stands in for it.
  */
 static void
 run_procedure(SwarmSlot *slot, SwarmClaim *claim, SwarmJobRow *row, Outcome *out)
@@ -294,24 +296,32 @@ run_procedure(SwarmSlot *slot, SwarmClaim *claim, SwarmJobRow *row, Outcome *out
 	MemoryContext turn = CurrentMemoryContext;
 	TimestampTz started = swarm_now();
 	SwarmJobEnd end = {.state = SWARM_JOB_COMPLETED};
-	Portal		portal = CreateNewPortal();
+	Portal		portal;
 	SwarmJobRow again;
 
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	SetUserIdAndSecContext(row->owner, 0);
+	StartTransactionCommand();
+
 	/* COMMIT inside a procedure needs a portal that outlives transactions. */
+	portal = CreateNewPortal();
 	portal->visible = false;
 	portal->status = PORTAL_ACTIVE;
+	MemoryContextSwitchTo(turn);
+	lock_role(true);
 	PG_TRY();
 	{
 		ActivePortal = portal;
 		PortalContext = portal->portalContext;
-		PopActiveSnapshot();
 		EnsurePortalSnapshotExists();
-		begin_as_owner(row);
+		begin_as_owner(row, 0);
 		swarm_handler_call_procedure(row);
 		stop_clock();
 	}
 	PG_FINALLY();
 	{
+		lock_role(false);
 		SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, 0);
 		portal->portalSnapshot = NULL;
 		portal->status = PORTAL_DONE;
@@ -320,7 +330,6 @@ run_procedure(SwarmSlot *slot, SwarmClaim *claim, SwarmJobRow *row, Outcome *out
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(turn);
-	ResetAllOptions();
 
 	if (!ActiveSnapshotSet())
 		PushActiveSnapshot(GetTransactionSnapshot());
@@ -333,12 +342,13 @@ run_procedure(SwarmSlot *slot, SwarmClaim *claim, SwarmJobRow *row, Outcome *out
 		while (ActiveSnapshotSet())
 			PopActiveSnapshot();
 		PortalDrop(portal, false);
-		CommitTransactionCommand();
+		commit_as(row->owner);
 	}
 	else
 	{
 		out->kind = OUTCOME_GONE;
 		AbortCurrentTransaction();
+		SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, 0);
 	}
 	MemoryContextSwitchTo(turn);
 }
@@ -488,21 +498,54 @@ begin_transaction(void)
 
 /*
  * begin_as_owner: from here on the handler's world: its owner's rights, and
- * its time limit.  SET ROLE and RESET ROLE are refused inside.
+ * its time limit.  SET ROLE and RESET ROLE are refused inside, by the security
+ * context or by lock_role().
  */
 static void
-begin_as_owner(const SwarmJobRow *row)
+begin_as_owner(const SwarmJobRow *row, int sec_context)
 {
 	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(row->owner)))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("role with OID %u, owner of the job, does not exist", row->owner)));
-	SetUserIdAndSecContext(row->owner, SECURITY_LOCAL_USERID_CHANGE);
+	SetUserIdAndSecContext(row->owner, sec_context);
 	timed_out = false;
 	QueryCancelPending = false;
 	if (row->timeout_us > 0)
 		enable_timeout_after(timeout_id,
 							 (int) Min(Max(row->timeout_us / 1000, 1), INT_MAX));
+}
+
+/*
+ * commit_as: commit, with the rights of the owner of the jobs: deferred
+ * triggers and the queries of WITH HOLD cursors run now.
+ */
+static void
+commit_as(Oid owner)
+{
+	if (ActiveSnapshotSet())
+		PopActiveSnapshot();
+	SetUserIdAndSecContext(owner, SECURITY_LOCAL_USERID_CHANGE);
+	CommitTransactionCommand();
+	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, 0);
+}
+
+/*
+ * lock_role: make the settings that change the current user constants, for
+ * this process.  Raises nothing.
+ */
+static void
+lock_role(bool locked)
+{
+	static const char *const names[] = {"role", "session_authorization"};
+
+	for (int i = 0; i < lengthof(names); i++)
+	{
+		struct config_generic *setting = swarm_guc_find(names[i]);
+
+		if (setting != NULL)
+			setting->context = locked ? PGC_INTERNAL : PGC_USERSET;
+	}
 }
 
 static void
@@ -532,6 +575,7 @@ clean_session(void)
 	Oid			temp_namespace;
 	Oid			temp_toast_namespace;
 
+	ResetAllOptions();			/* set by a procedure, or a deferred trigger */
 	PortalHashTableDeleteAll();
 	DropAllPreparedStatements();
 	LockReleaseAll(USER_LOCKMETHOD, true);
