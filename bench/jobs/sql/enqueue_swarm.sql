@@ -1,0 +1,1 @@
+select swarm.job_enqueue('noop', '{"seq": 1}', queue => 'q');
