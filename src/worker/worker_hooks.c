@@ -5,8 +5,8 @@
  * A command that needs a database without sessions, or the extension without
  * users, first puts a hold on the database: its scheduler and runners end
  * (what they ran is ready again), and the launcher starts none until the
- * command is over.  A hold for DROP or ALTER EXTENSION lasts to the end of
- * the transaction.  Only for callers who may do what they ask.
+ * command's transaction is over: before, a new one would still find the old
+ * name or place.  Only for callers who may do what they ask.
  *
  * COMMIT PREPARED is watched because a prepared transaction's doorbell does
  * not ring.
@@ -76,37 +76,17 @@ utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 		QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
 {
 	Node	   *stmt = pstmt->utilityStmt;
-	Oid			database = database_to_hold(stmt);
-	Oid			mine = MyDatabaseId;
+	Oid			database = touches_extension(stmt) ? MyDatabaseId : database_to_hold(stmt);
 
 	if (OidIsValid(database))
 	{
+		swarm_doorbell_add(release, release, &database, sizeof(database));
 		hold(database);
-		PG_TRY();
-		{
-			call_previous(pstmt, query, read_only_tree, context, params, env, dest, qc);
-		}
-		PG_FINALLY();
-		{
-			release(&database);
-		}
-		PG_END_TRY();
 	}
-	else
-	{
-		if (touches_extension(stmt))
-		{
-			swarm_doorbell_add(release, release, &mine, sizeof(mine));
-			hold(mine);
-		}
-		call_previous(pstmt, query, read_only_tree, context, params, env, dest, qc);
-	}
+	call_previous(pstmt, query, read_only_tree, context, params, env, dest, qc);
 
 	if (IsA(stmt, CreatedbStmt))
-	{
-		database = get_database_oid(((CreatedbStmt *) stmt)->dbname, true);
-		ring_probe(&database);
-	}
+		probe_at_commit(get_database_oid(((CreatedbStmt *) stmt)->dbname, true));
 	else if (IsA(stmt, TransactionStmt) &&
 			 (((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED ||
 			  ((TransactionStmt *) stmt)->kind == TRANS_STMT_ROLLBACK_PREPARED))
