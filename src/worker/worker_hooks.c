@@ -304,6 +304,8 @@ ring_probe(void *item)
 	shard = swarm_shard_find(database);
 	if (shard != NULL)
 	{
+		/* its scheduler may have looked before this commit */
+		shard->reprobe = true;
 		shard->restart_at = 0;
 		swarm_shard_wake_scheduler(shard);
 	}

@@ -205,8 +205,12 @@ look_after_shards(void)
 			shard->scheduler_pid == 0 && !shard->starting && shard->runners == 0 &&
 			shard->holds == 0)
 		{
+			Oid			again = shard->reprobe ? shard->database : InvalidOid;
+
 			swarm_shard_free(shard);
 			freed = true;
+			if (OidIsValid(again))
+				swarm_launcher_probe(again);
 		}
 		else if (shard->state == SWARM_SHARD_PROBING &&
 				 (shard->scheduler_pid != 0 || shard->starting))

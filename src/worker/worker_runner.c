@@ -107,6 +107,7 @@ runner_exit(int code, Datum arg)
 {
 	swarm_inflight_note(0, 0);
 	swarm_queue_slot_died(slot);
+	swarm_launcher_wake();		/* the scheduler may have left already */
 }
 
 /*

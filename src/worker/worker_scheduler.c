@@ -126,6 +126,7 @@ attach(const SwarmWorkerArg *arg)
 		shard->starting = false;
 	if (ours)
 	{
+		shard->reprobe = false; /* who asks from now on may not be seen */
 		shard->scheduler_pid = MyProcPid;
 		shard->scheduler_latch = MyLatch;
 		shard->scheduler_since = GetCurrentTimestamp();
@@ -231,6 +232,7 @@ turn(void)
 				more = false;
 
 	step_failed = false;
+	more = swarm_queue_flush(shard);
 	check_starting_runners();
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	rebuild = shard->rebuild;
