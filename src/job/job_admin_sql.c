@@ -70,13 +70,15 @@ swarm_handler_register(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("max_running must be at least 1, or null for no limit")));
-	if (!PG_ARGISNULL(3) &&
-		DatumGetBool(DirectFunctionCall2(interval_le, PG_GETARG_DATUM(3),
-										 DirectFunctionCall3(interval_in, CStringGetDatum("0"),
-															 ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)))))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("rate must be greater than zero, or null for no limit")));
+	if (!PG_ARGISNULL(3))
+	{
+		int64		us = swarm_interval_us(PG_GETARG_INTERVAL_P(3));
+
+		if (us <= 0 || us == SWARM_INTERVAL_MAX)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("rate must be greater than zero and finite, or null for no limit")));
+	}
 
 	values[0] = CStringGetTextDatum(kind);
 	values[1] = ObjectIdGetDatum(GetUserId());
@@ -199,11 +201,10 @@ swarm_queue_create(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("max_running and rate_limit must be at least 1, or null for no limit")));
-	if (period->time + period->day * USECS_PER_DAY +
-		period->month * DAYS_PER_MONTH * USECS_PER_DAY < 1000)
+	if (swarm_interval_us(period) < 1000 || swarm_interval_us(period) == SWARM_INTERVAL_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("rate_period must be at least one millisecond")));
+				 errmsg("rate_period must be at least one millisecond, and finite")));
 	if (PG_GETARG_INT32(5) < 1 || PG_GETARG_INT32(5) > SWARM_BATCH_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -406,11 +407,11 @@ swarm_job_table_changed(PG_FUNCTION_ARGS)
 				 errmsg("function was not called by trigger manager")));
 	table = RelationGetRelationName(trigger->tg_relation);
 	if (strcmp(table, "_job") == 0)
-		swarm_doorbell_add(ring_scan_all, NULL, &database, sizeof(database));
+		swarm_doorbell_add(ring_scan_all, swarm_job_undo_told, &database, sizeof(database));
 	else if (strcmp(table, "_handler") == 0)
-		swarm_doorbell_add(ring_rebuild, NULL, &database, sizeof(database));
+		swarm_doorbell_add(ring_rebuild, swarm_job_undo_told, &database, sizeof(database));
 	else
-		swarm_doorbell_add(ring_config, NULL, &database, sizeof(database));
+		swarm_doorbell_add(ring_config, swarm_job_undo_told, &database, sizeof(database));
 	return PointerGetDatum(NULL);
 }
 

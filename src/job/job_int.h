@@ -48,6 +48,7 @@ typedef struct SwarmKind
 	SwarmIdKey	key;
 	int			max_running;
 	int			running;
+	int			entries;		/* of jobs in memory */
 	SwarmBucket bucket;
 	dlist_head	parked;			/* ready, but the kind may not start now */
 	SwarmTimer	timer;
@@ -163,6 +164,13 @@ extern void swarm_queue_count_finished(SwarmQueue *q);
 extern void swarm_shard_event(SwarmShard *shard, int64 id, int32 queue,
 							  SwarmJobState state);
 extern ConditionVariable *swarm_job_waiters(int64 id);
+
+/* job_sweep.c: undo of a doorbell item that begins with the database */
+extern void swarm_job_undo_told(void *item);
+
+/* job_sql.c: an interval in microseconds, at most SWARM_INTERVAL_MAX */
+#define SWARM_INTERVAL_MAX	(PG_INT64_MAX / 4)
+extern int64 swarm_interval_us(const Interval *interval);
 
 /* job_run.c: the slot of this process while it runs a job, or NULL */
 extern SwarmSlot *swarm_job_current_slot;

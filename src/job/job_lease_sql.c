@@ -195,7 +195,7 @@ swarm_job_fail(PG_FUNCTION_ARGS)
 
 		failed.due = swarm_now() + swarm_job_backoff_us(end.attempts);
 		swarm_job_record_attempt(row.id, end.attempts, failed.due, end.error, false);
-		swarm_doorbell_add(ring_lease_failed, NULL, &failed, sizeof(failed));
+		swarm_doorbell_add(ring_lease_failed, swarm_job_undo_told, &failed, sizeof(failed));
 		PG_RETURN_VOID();
 	}
 	if (!swarm_job_end(&row, &end, lease.flags))
@@ -233,8 +233,7 @@ ring_lease_failed(void *item)
 static int64
 lease_us(Interval *interval)
 {
-	int64		us = interval->time + (int64) interval->day * USECS_PER_DAY +
-	(int64) interval->month * DAYS_PER_MONTH * USECS_PER_DAY;
+	int64		us = swarm_interval_us(interval);
 
 	if (us <= 0)
 		ereport(ERROR,

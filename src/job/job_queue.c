@@ -50,6 +50,8 @@ static Size job_size(void);
 static Size job_hash_size(void);
 static void job_attach(void *memory, bool found);
 static int	timer_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg);
+static bool evict_queue(void);
+static bool evict_kind(void);
 static bool memory_for(SwarmShard *shard, const SwarmReady *job);
 static bool push_locked(SwarmShard *shard, const SwarmReady *job);
 
@@ -366,10 +368,12 @@ SwarmQueue *
 swarm_queue_get(Oid database, int32 id, bool create)
 {
 	SwarmIdKey	key = {database, id};
+	HASHACTION	action = create ? HASH_ENTER_NULL : HASH_FIND;
 	bool		found;
-	SwarmQueue *q = hash_search(queues, &key,
-								create ? HASH_ENTER_NULL : HASH_FIND, &found);
+	SwarmQueue *q = hash_search(queues, &key, action, &found);
 
+	if (q == NULL && create && evict_queue())
+		q = hash_search(queues, &key, action, &found);
 	if (q == NULL || found)
 		return q;
 	memset((char *) q + sizeof(SwarmIdKey), 0, sizeof(*q) - sizeof(SwarmIdKey));
@@ -388,16 +392,61 @@ SwarmKind *
 swarm_kind_get(Oid database, int32 id, bool create)
 {
 	SwarmIdKey	key = {database, id};
+	HASHACTION	action = create ? HASH_ENTER_NULL : HASH_FIND;
 	bool		found;
-	SwarmKind  *k = hash_search(kinds, &key,
-								create ? HASH_ENTER_NULL : HASH_FIND, &found);
+	SwarmKind  *k = hash_search(kinds, &key, action, &found);
 
+	if (k == NULL && create && evict_kind())
+		k = hash_search(kinds, &key, action, &found);
 	if (k == NULL || found)
 		return k;
 	memset((char *) k + sizeof(SwarmIdKey), 0, sizeof(*k) - sizeof(SwarmIdKey));
 	dlist_init(&k->parked);
 	k->timer.kind = TIMER_KIND;
 	return k;
+}
+
+/*
+ * evict_queue, evict_kind: make room in the full table by forgetting one that
+ * has no jobs and no settings: perhaps it was dropped, and if not, only its
+ * counters are lost.  False if there is none.
+ */
+static bool
+evict_queue(void)
+{
+	HASH_SEQ_STATUS seq;
+	SwarmQueue *q;
+
+	hash_seq_init(&seq, queues);
+	while ((q = hash_seq_search(&seq)) != NULL)
+	{
+		if (q->unclaimed > 0 || q->running > 0 || q->max_running > 0 || q->batch > 1 ||
+			q->paused || q->notify || q->dependency_failure != 'c' ||
+			q->bucket.capacity > 0 || q->timer.armed)
+			continue;
+		hash_search(queues, &q->key, HASH_REMOVE, NULL);
+		hash_seq_term(&seq);
+		return true;
+	}
+	return false;
+}
+
+static bool
+evict_kind(void)
+{
+	HASH_SEQ_STATUS seq;
+	SwarmKind  *k;
+
+	hash_seq_init(&seq, kinds);
+	while ((k = hash_seq_search(&seq)) != NULL)
+	{
+		if (k->entries > 0 || k->max_running > 0 || k->bucket.capacity > 0 || k->timer.armed)
+			continue;
+		hash_search(kinds, &k->key, HASH_REMOVE, NULL);
+		hash_seq_term(&seq);
+		return true;
+	}
+	return false;
 }
 
 /*
@@ -462,10 +511,17 @@ swarm_queue_configure(SwarmShard *shard,
 	static const SwarmQueueConfig plain = {.batch = 1, .dependency_failure = 'c'};
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	/* set something, so that the next one does not evict it */
 	for (int i = 0; i < nqueues; i++)
-		(void) swarm_queue_get(shard->database, queue_config[i].id, true);
+	{
+		if ((q = swarm_queue_get(shard->database, queue_config[i].id, true)) != NULL)
+			q->max_running = INT_MAX;
+	}
 	for (int i = 0; i < nkinds; i++)
-		(void) swarm_kind_get(shard->database, kind_config[i].id, true);
+	{
+		if ((k = swarm_kind_get(shard->database, kind_config[i].id, true)) != NULL)
+			k->max_running = INT_MAX;
+	}
 
 	hash_seq_init(&seq, queues);
 	while ((q = hash_seq_search(&seq)) != NULL)
@@ -765,6 +821,7 @@ push_locked(SwarmShard *shard, const SwarmReady *job)
 	e->job = *job;
 	e->queue = q;
 	e->kind = k;
+	k->entries++;
 	e->slot = -1;
 	e->timer.kind = TIMER_JOB;
 	swarm_job_shared->used++;
@@ -816,12 +873,16 @@ swarm_queue_scan_from(Oid database, int64 id)
 bool
 swarm_queue_push_swept(SwarmShard *shard, const SwarmReady *job)
 {
+	bool		known;
 	bool		done;
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	known = swarm_entry_find(shard->database, job->id) != NULL;
 	done = push_locked(shard, job);
 	if (!done)
 		shard->scan_from = Min(shard->scan_from, job->id);
+	else if (!known && (job->flags & SWARM_READY_BLOCKED))
+		swarm_shard_recheck(shard, job->id);
 	LWLockRelease(swarm_job_lock);
 	return done;
 }
@@ -929,6 +990,7 @@ swarm_entry_remove(SwarmShard *shard, SwarmEntry *e)
 		swarm_entry_release(shard, e);
 	else
 		swarm_entry_unlist(shard, e);
+	e->kind->entries--;
 	hash_search(swarm_job_entries, &e->key, HASH_REMOVE, NULL);
 	swarm_job_shared->used--;
 	if (shard->scan_from != SWARM_NO_SCAN &&
@@ -959,4 +1021,7 @@ swarm_queue_forget(SwarmShard *shard)
 			swarm_entry_remove(shard, e);
 	}
 	LWLockRelease(swarm_job_lock);
+	/* who waits for a job that has ended meanwhile shall look */
+	for (int i = 0; i < WAIT_BUCKETS; i++)
+		ConditionVariableBroadcast(&swarm_job_shared->waiters[i]);
 }

@@ -87,6 +87,7 @@ static void return_for(SwarmClaim *claim, int64 wait_us, Outcome *out);
 static void begin_as_owner(const SwarmJobRow *row, int sec_context);
 static void commit_as(Oid owner);
 static void lock_role(bool locked);
+static void check_interrupted(SwarmSlot *slot);
 static void stop_clock(void);
 static void on_timeout(void);
 static char *error_text(const ErrorData *edata);
@@ -246,6 +247,7 @@ run_in_subtransaction(SwarmSlot *slot, SwarmClaim *claim, SwarmJobRow *row, Outc
 		GetUserIdAndSecContext(&user, &sec_context);
 		begin_as_owner(row, SECURITY_LOCAL_USERID_CHANGE);
 		end.result = swarm_handler_call(row);
+		check_interrupted(slot);
 		stop_clock();
 		AtEOXact_GUC(false, guc_level);
 		SetUserIdAndSecContext(user, sec_context);
@@ -317,6 +319,7 @@ run_procedure(SwarmSlot *slot, SwarmClaim *claim, SwarmJobRow *row, Outcome *out
 		EnsurePortalSnapshotExists();
 		begin_as_owner(row, 0);
 		swarm_handler_call_procedure(row);
+		check_interrupted(slot);
 		stop_clock();
 	}
 	PG_FINALLY();
@@ -546,6 +549,18 @@ lock_role(bool locked)
 		if (setting != NULL)
 			setting->context = locked ? PGC_INTERNAL : PGC_USERSET;
 	}
+}
+
+/*
+ * check_interrupted: a handler that caught its cancellation, or its timeout,
+ * has not done its work.
+ */
+static void
+check_interrupted(SwarmSlot *slot)
+{
+	if (slot->cancel || timed_out)
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED), errmsg("the job was interrupted")));
 }
 
 static void

@@ -66,6 +66,7 @@ static void check_visible(int64 id);
 static bool cancel_claimed(int64 id, const char *reason);
 static void ring_due_now(void *item);
 static void retry_finished(int64 id);
+static void ring_recheck(void *item);
 static void require_member(Oid owner, int64 id);
 
 /* ------------------------------------------------------------------------
@@ -373,12 +374,14 @@ add_dependencies(int64 child, ArrayType *parents)
 	Datum		values[] = {PointerGetDatum(parents), Int64GetDatum(child)};
 	Oid			caller = GetUserId();
 	uint64		n;
-	bool		any = false;
+	Datum	   *live_ids;
+	int			nlive = 0;
 
 	if (array_contains_nulls(parents))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("depends_on must not contain nulls")));
+	CommandCounterIncrement();	/* jobs of the same statement are parents, too */
 	swarm_spi_begin(&spi);
 	n = swarm_spi_query("SELECT u.id, j.id IS NOT NULL, coalesce(j.owner, h.owner)::oid, "
 						"coalesce(h.state, -1)::int4 "
@@ -387,6 +390,7 @@ add_dependencies(int64 child, ArrayType *parents)
 						"LEFT JOIN LATERAL (SELECT owner, state FROM swarm._job_history "
 						"WHERE id = u.id ORDER BY finished_at DESC LIMIT 1) h ON j.id IS NULL",
 						1, types, values, NULL);
+	live_ids = palloc((n + 1) * sizeof(Datum));
 	for (uint64 i = 0; i < n; i++)
 	{
 		int64		id = swarm_spi_int64(i, 1);
@@ -404,14 +408,18 @@ add_dependencies(int64 child, ArrayType *parents)
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("cannot depend on job " INT64_FORMAT ", which is %s",
 							id, swarm_job_state_name(state))));
-		any |= live;
+		if (live)
+			live_ids[nlive++] = Int64GetDatum(id);
 	}
-	if (any)
-		swarm_spi_execute("INSERT INTO swarm._job_dep (child, parent) "
-						  "SELECT $2, j.id FROM swarm._job j WHERE j.id = ANY ($1)",
+	if (nlive > 0)
+	{
+		values[0] = PointerGetDatum(construct_array(live_ids, nlive, INT8OID, 8,
+													FLOAT8PASSBYVAL, 'd'));
+		swarm_spi_execute("INSERT INTO swarm._job_dep (child, parent) SELECT $2, unnest($1)",
 						  2, types, values, NULL);
+	}
 	swarm_spi_end(&spi);
-	return any;
+	return nlive > 0;
 }
 
 /* ------------------------------------------------------------------------
@@ -620,6 +628,7 @@ swarm_job_cancel(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 	PreventCommandIfReadOnly("job_cancel()");
 	PreventCommandDuringRecovery("job_cancel()");
+	CommandCounterIncrement();	/* it may have been enqueued by this statement */
 	if (!swarm_job_fetch(id, &row))
 	{
 		check_visible(id);
@@ -680,6 +689,7 @@ swarm_job_retry(PG_FUNCTION_ARGS)
 
 	PreventCommandIfReadOnly("job_retry()");
 	PreventCommandDuringRecovery("job_retry()");
+	CommandCounterIncrement();
 	check_visible(id);
 	if (!swarm_job_fetch(id, &row))
 	{
@@ -699,7 +709,7 @@ swarm_job_retry(PG_FUNCTION_ARGS)
 					  2, types, values, NULL);
 	swarm_spi_end(&spi);
 	told.due = swarm_now();
-	swarm_doorbell_add(ring_due_now, NULL, &told, sizeof(told));
+	swarm_doorbell_add(ring_due_now, swarm_job_undo_told, &told, sizeof(told));
 	PG_RETURN_VOID();
 }
 
@@ -744,6 +754,7 @@ retry_finished(int64 id)
 	Oid			types[] = {INT8OID};
 	Datum		values[] = {Int64GetDatum(id)};
 	SwarmJobRow row = {.id = id};
+	SwarmReady	told = {.database = MyDatabaseId, .id = id};
 	bool		external;
 	bool		isnull;
 	char	   *queue;
@@ -787,7 +798,26 @@ retry_finished(int64 id)
 						row.unique_key, id)));
 	swarm_job_insert(&row);
 	push_at_commit(&row, external);
+	/* children that waited for its retry are to hear of its end */
+	if (swarm_spi_query("SELECT FROM swarm._job_dep WHERE parent = $1 LIMIT 1",
+						1, types, values, NULL) > 0)
+		swarm_doorbell_add(ring_recheck, swarm_job_undo_told, &told, sizeof(told));
 	swarm_spi_end(&spi);
+}
+
+static void
+ring_recheck(void *item)
+{
+	SwarmReady *told = item;
+	SwarmShard *shard;
+
+	if (swarm_job_shared == NULL)
+		return;
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	shard = swarm_shard_find(told->database);
+	if (shard != NULL)
+		swarm_shard_recheck(shard, told->id);
+	LWLockRelease(swarm_job_lock);
 }
 
 /*
@@ -829,12 +859,26 @@ swarm_job_progress(PG_FUNCTION_ARGS)
  * Small conversions
  * ------------------------------------------------------------------------ */
 
-/* interval_us: a positive interval in microseconds; months count 30 days. */
+/* swarm_interval_us: months count 30 days; no more than SWARM_INTERVAL_MAX. */
+int64
+swarm_interval_us(const Interval *interval)
+{
+	double		us = (double) interval->time + (double) interval->day * USECS_PER_DAY +
+		(double) interval->month * DAYS_PER_MONTH * USECS_PER_DAY;
+
+	if (us >= (double) SWARM_INTERVAL_MAX)
+		return SWARM_INTERVAL_MAX;
+	if (us <= -(double) SWARM_INTERVAL_MAX)
+		return -SWARM_INTERVAL_MAX;
+	return interval->time + interval->day * USECS_PER_DAY +
+		(int64) interval->month * DAYS_PER_MONTH * USECS_PER_DAY;
+}
+
+/* interval_us: the same, of a positive interval. */
 static int64
 interval_us(Interval *interval, const char *what)
 {
-	int64		us = interval->time + (int64) interval->day * USECS_PER_DAY +
-	(int64) interval->month * DAYS_PER_MONTH * USECS_PER_DAY;
+	int64		us = swarm_interval_us(interval);
 
 	if (us <= 0)
 		ereport(ERROR,

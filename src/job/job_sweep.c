@@ -179,7 +179,30 @@ swarm_job_sweep(SwarmShard *shard)
 }
 
 /*
- * swarm_job_prepared_ended: its jobs, if it had any, are to be found.
+ * swarm_job_undo_told: the undo of what a transaction tells memory at its
+ * commit; `item` begins with the database.  A prepared transaction will not
+ * tell: when it ends, the scheduler looks at everything.
+ */
+void
+swarm_job_undo_told(void *item)
+{
+	SwarmShard *shard;
+
+	if (!swarm_doorbell_preparing || swarm_job_shared == NULL)
+		return;
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	shard = swarm_shard_find(*(Oid *) item);
+	if (shard != NULL)
+	{
+		shard->prepared_from = 0;
+		shard->prepared_count++;
+	}
+	LWLockRelease(swarm_job_lock);
+}
+
+/*
+ * swarm_job_prepared_ended: its jobs, if it had any, are to be found, and
+ * what else it may have changed.
  */
 void
 swarm_job_prepared_ended(Oid database)
@@ -190,6 +213,12 @@ swarm_job_prepared_ended(Oid database)
 	shard = swarm_shard_find(database);
 	if (shard != NULL && shard->prepared_from != SWARM_NO_SCAN)
 	{
+		if (shard->prepared_from == 0)
+		{
+			shard->config_stale = true;
+			shard->rebuild = true;
+			shard->nrechecks = SWARM_FINISHED_PARENTS + 1;
+		}
 		shard->scan_from = Min(shard->scan_from, shard->prepared_from);
 		swarm_shard_wake_scheduler(shard);
 	}
@@ -370,7 +399,7 @@ swarm_job_ring_ended(int64 id, SwarmJobState state)
 {
 	JobTold		told = {MyDatabaseId, id, state};
 
-	swarm_doorbell_add(ring_ended, NULL, &told, sizeof(told));
+	swarm_doorbell_add(ring_ended, swarm_job_undo_told, &told, sizeof(told));
 }
 
 /*
@@ -396,17 +425,18 @@ ring_ended(void *item)
 		if (e == NULL || (e->job.flags & SWARM_READY_PARENT))
 			swarm_shard_recheck(shard, told->id);
 	}
-	if (e != NULL && e->state == ENTRY_CLAIMED)
-	{
-		/* its runner will find no row; no need to run to the end */
-		swarm_slot_cancel(swarm_slot_at(e->slot), NULL);
-	}
-	else if (e != NULL)
+	if (e != NULL)
 	{
 		swarm_queue_count_finished(e->queue);
 		if (e->queue->notify)
 			swarm_shard_event(shard, told->id, e->job.queue, told->state);
-		swarm_entry_remove(shard, e);
+		if (e->state != ENTRY_CLAIMED)
+			swarm_entry_remove(shard, e);
+		else if (swarm_slot_at(e->slot)->job == told->id)
+		{
+			/* its runner will find no row; no need to run to the end */
+			swarm_slot_cancel(swarm_slot_at(e->slot), NULL);
+		}
 	}
 	LWLockRelease(swarm_job_lock);
 	ConditionVariableBroadcast(swarm_job_waiters(told->id));
