@@ -16,7 +16,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 our @EXPORT = qw(
-  swarm_cluster swarm_conf poll_ok poll_sql crash_is_over jobs_end
+  swarm_cluster swarm_conf poll_ok poll_sql crash_is_over start_again jobs_end
   states workers worker_pid sql_error sql_fails
   start_psql finish_psql say_psql answers work_table once_each
 );
@@ -101,6 +101,31 @@ sub crash_is_over
 	{
 		$count = () = slurp_file($node->logfile) =~ /all server processes terminated; reinitializing/g;
 		return $node->poll_query_until('postgres', 'SELECT 1', '1') if $count > $since;
+		select undef, undef, undef, 0.1;
+	}
+	return 0;
+}
+
+# start_again(NODE): start after kill9(), when the last child has noticed, or after
+# the server has ended by itself.
+sub start_again
+{
+	my ($node) = @_;
+
+	my $file = $node->data_dir . '/postmaster.pid';
+	my $pid;
+
+	if (-e $file)
+	{
+		($pid) = slurp_file($file) =~ /^(\d+)/;
+	}
+	else
+	{
+		$node->stop('fast', fail_ok => 1);
+	}
+	for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		return 1 if !($pid && kill(0, $pid)) && $node->start(fail_ok => 1);
 		select undef, undef, undef, 0.1;
 	}
 	return 0;
