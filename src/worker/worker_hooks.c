@@ -225,7 +225,9 @@ hold(Oid database)
 	{
 		shard->holds++;
 		swarm_shard_stop_runners(shard);
-		swarm_shard_wake_scheduler(shard);
+		/* a latch is not enough: it may run a job itself, or wait for a lock */
+		if (shard->scheduler_pid != 0)
+			kill(shard->scheduler_pid, SIGTERM);
 	}
 	LWLockRelease(swarm_job_lock);
 
