@@ -137,7 +137,7 @@ sub states
 	my ($node, $db) = @_;
 
 	return $node->safe_psql($db || 'postgres',
-		"SELECT string_agg(state || ' ' || n, ', ' ORDER BY state) FROM (SELECT state, count(*) n FROM swarm.jobs GROUP BY 1) s");
+		"SELECT string_agg(state || ' ' || n, ', ' ORDER BY state) FROM (SELECT state::text, count(*) n FROM swarm.jobs GROUP BY 1) s");
 }
 
 # workers(NODE, DATABASE, [ROLE]): SQL, how many processes the database has by the

@@ -10,13 +10,13 @@ use SwarmTest;
 
 my $node = swarm_cluster('main');
 # the shell that COPY starts kills its parent, the runner
-my $poison = q{COPY (SELECT 1) TO PROGRAM 'kill -9 $PPID; sleep 600'};
+my $poison = q{COPY (SELECT 1) TO PROGRAM 'kill -9 $PPID; sleep 1'};
 
 work_table($node);
 $node->safe_psql('postgres', qq{
 CREATE FUNCTION poison(j swarm.job) RETURNS void LANGUAGE plpgsql AS \$\$
 BEGIN
-    COPY (SELECT 1) TO PROGRAM 'kill -9 \$PPID; sleep 600';
+    COPY (SELECT 1) TO PROGRAM 'kill -9 \$PPID; sleep 1';
 END \$\$;
 SELECT swarm.handler_register('poison', 'poison')});
 
