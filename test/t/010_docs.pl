@@ -162,6 +162,37 @@ is_deeply([ sort grep { !/^swarm\._/ && !$mentioned{$_} } keys %public ],
 is_deeply([ sort grep { !$public{$_} && !/^pg_swarm\.(c|so|control|conf|inflight)$/ } keys %mentioned ],
 	[], '... and nothing that does not exist');
 
+# Headings of functions: `swarm.name(argument type = default, ...)`, all arguments in order
+my %signature;
+while ($reference =~ /^##+ +(.*)$/mg)
+{
+	my $heading = $1;
+
+	while ($heading =~ /swarm\.(\w+)\(((?:[^()]|\(\))*)\)/g)
+	{
+		$signature{$1} = join(' ', map { /^(\w+)/ } split /,\s*/, $2);
+	}
+}
+is_deeply(
+	\%signature,
+	{
+		map { split /=/, $_, 2 } split /\n/,
+		$node->safe_psql('postgres', <<"X")
+SELECT proname || '=' || coalesce((SELECT string_agg(name, ' ' ORDER BY n)
+    FROM unnest(proargnames) WITH ORDINALITY a(name, n) WHERE n <= pronargs), '')
+FROM pg_proc WHERE pronamespace = 'swarm'::regnamespace
+AND proname IN ('@{[ join("', '", keys %signature) ]}')
+X
+	},
+	'headings show all arguments of a function');
+cmp_ok(scalar(keys %signature), '>', 20, '... of many functions');
+
+my @columns = split /\n/, $node->safe_psql('postgres', <<'X');
+SELECT c.relname || '.' || a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+WHERE c.relnamespace = 'swarm'::regnamespace AND c.relkind IN ('v', 'c') AND a.attnum > 0 AND c.relname !~ '^_'
+X
+is_deeply([ grep { my $c = s/.*\.//r; $reference !~ /`$c`/ } @columns ], [], 'columns of views and types are mentioned');
+
 # Links lead somewhere
 foreach my $file (@pages, map { s,^\Q$top\E/,,r } glob "$top/src/README.md $top/src/*/README.md")
 {
