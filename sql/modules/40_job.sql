@@ -26,6 +26,7 @@ CREATE TABLE swarm._queue (
     notify boolean NOT NULL DEFAULT false,
     batch int NOT NULL DEFAULT 1,
     dependency_failure text NOT NULL DEFAULT 'cancel',
+    group_commit boolean NOT NULL DEFAULT false,
     paused boolean NOT NULL DEFAULT false
 );
 
@@ -259,7 +260,7 @@ COMMENT ON FUNCTION swarm.handler_drop IS 'remove a kind that has no live jobs';
 
 CREATE FUNCTION swarm.queue_create(name text, max_running int = NULL, rate_limit int = NULL,
     rate_period interval = '1 s', notify boolean = false, batch int = 1,
-    dependency_failure text = 'cancel')
+    dependency_failure text = 'cancel', group_commit boolean = false)
 RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_queue_create';
 COMMENT ON FUNCTION swarm.queue_create IS 'create a queue, or change the settings of one';
@@ -385,6 +386,7 @@ SELECT coalesce(q.name, 'default') AS queue,
        coalesce(q.batch, 1) AS batch,
        coalesce(q.notify, false) AS notify,
        coalesce(q.dependency_failure, 'cancel') AS dependency_failure,
+       coalesce(q.group_commit, false) AS group_commit,
        coalesce(m.ready, 0) AS ready,
        coalesce(m.running, 0) AS running,
        coalesce(m.in_memory, 0) AS depth,
@@ -396,7 +398,7 @@ SELECT coalesce(q.name, 'default') AS queue,
        round(coalesce(m.rate, 0)::numeric, 2) AS finished_per_second
 FROM (SELECT * FROM swarm._queue
       UNION ALL
-      SELECT 1, 'default', NULL, NULL, NULL, '1 s', false, 1, 'cancel', false
+      SELECT 1, 'default', NULL, NULL, NULL, '1 s', false, 1, 'cancel', false, false
       WHERE NOT EXISTS (SELECT FROM swarm._queue WHERE id = 1)) q
 LEFT JOIN swarm._job_queues() m ON m.queue = q.id;
 COMMENT ON VIEW swarm.queues IS 'queues with their settings, jobs in memory and counters since server start';

@@ -24,7 +24,7 @@ GRANT SELECT ON swarm._job, swarm._job_attempt, swarm._job_dep, swarm._job_histo
 GRANT SELECT ON swarm.jobs, swarm.job_history, swarm.queues TO PUBLIC;
 REVOKE ALL ON FUNCTION swarm.handler_register(text, regproc, int, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.handler_drop(text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION swarm.queue_create(text, int, int, interval, boolean, int, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.queue_create(text, int, int, interval, boolean, int, text, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.queue_pause(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.queue_resume(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.queue_drop(text) FROM PUBLIC;

@@ -122,6 +122,7 @@ typedef struct SwarmClaim
 	SwarmReady	job;
 	SwarmEntry *entry;
 	bool		notify;			/* its queue publishes events */
+	bool		group_commit;	/* its queue lets the scheduler flush */
 } SwarmClaim;
 
 typedef enum SwarmSlotState
@@ -226,6 +227,9 @@ typedef struct SwarmShard
 	pairingheap timers;
 	int			ntimers;
 
+	/* ended in a commit that is not flushed yet; the scheduler flushes */
+	dlist_head	committed;
+
 	/* dependencies to look at: finished parents, newly blocked children */
 	int			nrechecks;		/* > SWARM_FINISHED_PARENTS: look at all */
 	int64		rechecks[SWARM_FINISHED_PARENTS];
@@ -284,6 +288,16 @@ extern void swarm_queue_running(SwarmSlot *slot, const SwarmClaim *claim);
 extern void swarm_queue_finished(SwarmShard *shard, const SwarmClaim *claim,
 								 SwarmJobState state);
 
+/*
+ * The same for a commit that has not been flushed: the job's limits are free,
+ * but it counts as finished only after swarm_queue_flush().
+ */
+extern void swarm_queue_committed(SwarmShard *shard, const SwarmClaim *claim,
+								  SwarmJobState state, uint64 lsn);
+
+/* Flush the commits that wait for it and finish their jobs; false: none. */
+extern bool swarm_queue_flush(SwarmShard *shard);
+
 /* A claimed job goes back: due again at claim->job.due, flags from job. */
 extern void swarm_queue_return(SwarmShard *shard, const SwarmClaim *claim);
 
@@ -309,6 +323,7 @@ typedef struct SwarmQueueConfig
 	int			batch;
 	bool		paused;
 	bool		notify;
+	bool		group_commit;
 	char		dependency_failure; /* c(ancel), r(un), w(ait) */
 } SwarmQueueConfig;
 

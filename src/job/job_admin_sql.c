@@ -169,7 +169,7 @@ swarm_handler_drop(PG_FUNCTION_ARGS)
 
 /*
  * swarm.queue_create(name, max_running, rate_limit, rate_period, notify,
- * batch, dependency_failure) returns void
+ * batch, dependency_failure, group_commit) returns void
  */
 SWARM_FUNCTION(swarm_queue_create);
 Datum
@@ -177,16 +177,16 @@ swarm_queue_create(PG_FUNCTION_ARGS)
 {
 	SwarmSpi	spi;
 	Oid			types[] = {TEXTOID, OIDOID, INT4OID, INT4OID, INTERVALOID,
-	BOOLOID, INT4OID, TEXTOID};
-	Datum		values[8];
-	char		nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
+	BOOLOID, INT4OID, TEXTOID, BOOLOID};
+	Datum		values[9];
+	char		nulls[9] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
 	char	   *name;
 	char	   *policy;
 	Oid			owner;
 	Interval   *period;
 
 	PreventCommandIfReadOnly("queue_create()");
-	for (int i = 0; i < 7; i++)
+	for (int i = 0; i < 8; i++)
 	{
 		if (PG_ARGISNULL(i) && i != 1 && i != 2)
 			ereport(ERROR,
@@ -222,20 +222,21 @@ swarm_queue_create(PG_FUNCTION_ARGS)
 		check_owner(InvalidOid, "queue", name);
 	values[0] = CStringGetTextDatum(name);
 	values[1] = ObjectIdGetDatum(GetUserId());
-	for (int i = 1; i < 7; i++)
+	for (int i = 1; i < 8; i++)
 	{
 		values[i + 1] = PG_GETARG_DATUM(i);
 		nulls[i + 1] = PG_ARGISNULL(i) ? 'n' : ' ';
 	}
 	swarm_spi_begin(&spi);
 	swarm_spi_execute("INSERT INTO swarm._queue (id, name, owner, max_running, rate_limit, "
-					  "rate_period, notify, batch, dependency_failure) "
+					  "rate_period, notify, batch, dependency_failure, group_commit) "
 					  "VALUES (CASE WHEN $1 = 'default' THEN 1 ELSE nextval('swarm._queue_id_seq') END, "
-					  "$1, $2::regrole, $3, $4, $5, $6, $7, $8) ON CONFLICT (name) DO UPDATE SET "
+					  "$1, $2::regrole, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (name) DO UPDATE SET "
 					  "max_running = EXCLUDED.max_running, rate_limit = EXCLUDED.rate_limit, "
 					  "rate_period = EXCLUDED.rate_period, notify = EXCLUDED.notify, "
-					  "batch = EXCLUDED.batch, dependency_failure = EXCLUDED.dependency_failure",
-					  8, types, values, nulls);
+					  "batch = EXCLUDED.batch, dependency_failure = EXCLUDED.dependency_failure, "
+					  "group_commit = EXCLUDED.group_commit",
+					  9, types, values, nulls);
 	swarm_spi_end(&spi);
 	PG_RETURN_VOID();
 }

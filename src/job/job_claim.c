@@ -17,6 +17,7 @@
  */
 #include "postgres.h"
 
+#include "access/xlog.h"
 #include "miscadmin.h"
 #include "utils/timestamp.h"
 
@@ -24,6 +25,7 @@
 #include "job/job_int.h"
 
 #define CRITICAL_IN_A_ROW	7
+#define FLUSH_MAX			1000
 #define ALONE				(SWARM_READY_SUSPECT | SWARM_READY_NO_BATCH)
 
 static SwarmEntry *best_ready(SwarmQueue *q, bool critical_only);
@@ -31,6 +33,7 @@ static dlist_head *best_list(dlist_head *lists, bool critical_only, bool critica
 static bool kind_may_start(SwarmShard *shard, SwarmEntry *e, TimestampTz now);
 static bool queue_may_start(SwarmShard *shard, SwarmQueue *q, TimestampTz now);
 static void take_entry(SwarmShard *shard, SwarmEntry *e, SwarmEntryState state);
+static void finish_entry(SwarmShard *shard, SwarmEntry *e, SwarmJobState state);
 static bool bucket_take(SwarmBucket *b, TimestampTz now);
 static bool bucket_has(SwarmBucket *b, TimestampTz now);
 static TimestampTz bucket_next(const SwarmBucket *b, TimestampTz now);
@@ -72,6 +75,7 @@ swarm_queue_claim(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int ma
 			claims[n].job = e->job;
 			claims[n].entry = e;
 			claims[n].notify = q->notify;
+			claims[n].group_commit = q->group_commit;
 			n++;
 			if (e->job.flags & ALONE)
 				break;
@@ -320,9 +324,16 @@ swarm_queue_running(SwarmSlot *slot, const SwarmClaim *claim)
 void
 swarm_queue_finished(SwarmShard *shard, const SwarmClaim *claim, SwarmJobState state)
 {
-	SwarmEntry *e = claim->entry;
-
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	finish_entry(shard, claim->entry, state);
+	LWLockRelease(swarm_job_lock);
+	ConditionVariableBroadcast(swarm_job_waiters(claim->job.id));
+}
+
+/* finish_entry: the end of a job, as memory sees it.  Lock held. */
+static void
+finish_entry(SwarmShard *shard, SwarmEntry *e, SwarmJobState state)
+{
 	swarm_queue_count_finished(e->queue);
 	if (e->slot >= 0)
 		swarm_slot_at(e->slot)->finished++;
@@ -334,8 +345,64 @@ swarm_queue_finished(SwarmShard *shard, const SwarmClaim *claim, SwarmJobState s
 	if (e->job.flags & SWARM_READY_PARENT)
 		swarm_shard_recheck(shard, e->job.id);
 	swarm_entry_remove(shard, e);
+}
+
+void
+swarm_queue_committed(SwarmShard *shard, const SwarmClaim *claim,
+					  SwarmJobState state, uint64 lsn)
+{
+	SwarmEntry *e = claim->entry;
+
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	swarm_slot_at(e->slot)->finished++;
+	swarm_entry_release(shard, e);
+	e->state = ENTRY_COMMITTED;
+	e->lsn = lsn;
+	e->ended = state;
+	if (dlist_is_empty(&shard->committed))
+		swarm_shard_wake_scheduler(shard);
+	dlist_push_tail(&shard->committed, &e->link);
 	LWLockRelease(swarm_job_lock);
-	ConditionVariableBroadcast(swarm_job_waiters(claim->job.id));
+}
+
+/*
+ * swarm_queue_flush: one flush for all that have committed up to now, of all
+ * runners; those that commit meanwhile are for the next one.
+ */
+bool
+swarm_queue_flush(SwarmShard *shard)
+{
+	static int64 ids[FLUSH_MAX];
+	dlist_iter	iter;
+	uint64		lsn = 0;
+	int			n = 0;
+
+	LWLockAcquire(swarm_job_lock, LW_SHARED);
+	dlist_foreach(iter, &shard->committed)
+	{
+		lsn = Max(lsn, dlist_container(SwarmEntry, link, iter.cur)->lsn);
+		if (++n == FLUSH_MAX)
+			break;
+	}
+	LWLockRelease(swarm_job_lock);
+	if (n == 0)
+		return false;
+
+	XLogFlush(lsn);
+
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < n; i++)
+	{
+		SwarmEntry *e = dlist_container(SwarmEntry, link,
+										dlist_head_node(&shard->committed));
+
+		ids[i] = e->job.id;
+		finish_entry(shard, e, e->ended);
+	}
+	LWLockRelease(swarm_job_lock);
+	for (int i = 0; i < n; i++)
+		ConditionVariableBroadcast(swarm_job_waiters(ids[i]));
+	return true;
 }
 
 void

@@ -68,6 +68,7 @@ typedef struct SwarmQueue
 	int			batch;
 	bool		paused;
 	bool		notify;
+	bool		group_commit;
 	char		dependency_failure;
 	SwarmBucket bucket;
 	SwarmTimer	timer;
@@ -88,7 +89,8 @@ typedef enum SwarmEntryState
 	ENTRY_EXTERNAL,				/* in queue->external */
 	ENTRY_PARKED,				/* in kind->parked */
 	ENTRY_CLAIMED,				/* a runner has it: slot */
-	ENTRY_LEASED				/* an outside worker has it: timer, token */
+	ENTRY_LEASED,				/* an outside worker has it: timer, token */
+	ENTRY_COMMITTED				/* ended, commit not flushed: shard->committed */
 } SwarmEntryState;
 
 typedef struct SwarmEntryKey
@@ -114,6 +116,8 @@ struct SwarmEntry
 	SwarmKind  *kind;
 	int			slot;			/* ENTRY_CLAIMED: slot number */
 	int64		token;			/* ENTRY_LEASED */
+	uint64		lsn;			/* ENTRY_COMMITTED: end of the commit record */
+	SwarmJobState ended;		/* ENTRY_COMMITTED */
 	double		fraction;
 };
 

@@ -199,6 +199,7 @@ swarm_shard_create(Oid database)
 		s->state = SWARM_SHARD_PROBING;
 		dlist_init(&s->idle);
 		dlist_init(&s->ring);
+		dlist_init(&s->committed);
 		s->timers.ph_compare = timer_compare;
 		s->scan_from = 0;
 		s->prepared_from = 0;
@@ -539,6 +540,7 @@ swarm_queue_configure(SwarmShard *shard,
 		q->batch = c->batch;
 		q->paused = c->paused;
 		q->notify = c->notify;
+		q->group_commit = c->group_commit;
 		q->dependency_failure = c->dependency_failure;
 		swarm_bucket_set(&q->bucket, c->rate_limit, c->rate_period_us);
 		swarm_queue_consider(shard, q);
@@ -975,6 +977,7 @@ swarm_entry_unlist(SwarmShard *shard, SwarmEntry *e)
 			break;
 		case ENTRY_CLAIMED:
 		case ENTRY_LEASED:
+		case ENTRY_COMMITTED:
 			Assert(false);
 			break;
 	}
@@ -988,6 +991,8 @@ swarm_entry_remove(SwarmShard *shard, SwarmEntry *e)
 {
 	if (e->state == ENTRY_CLAIMED || e->state == ENTRY_LEASED)
 		swarm_entry_release(shard, e);
+	else if (e->state == ENTRY_COMMITTED)
+		dlist_delete(&e->link);
 	else
 		swarm_entry_unlist(shard, e);
 	e->kind->entries--;
@@ -1017,6 +1022,7 @@ swarm_queue_forget(SwarmShard *shard)
 	{
 		if (e->key.database == shard->database &&
 			e->state != ENTRY_CLAIMED && e->state != ENTRY_LEASED &&
+			e->state != ENTRY_COMMITTED &&
 			(e->job.flags & SWARM_READY_LOST) == 0)
 			swarm_entry_remove(shard, e);
 	}

@@ -17,6 +17,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
@@ -28,6 +29,7 @@
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "pgstat.h"
+#include "replication/syncrep.h"
 #include "storage/lock.h"
 #include "tcop/pquery.h"
 #include "utils/acl.h"
@@ -72,13 +74,16 @@ SwarmSlot  *swarm_job_current_slot = NULL;
 static TimeoutId timeout_id;
 static volatile sig_atomic_t timed_out = false;
 
-static bool run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n);
+static bool run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n,
+					  XLogRecPtr *unflushed);
 static void run_one(SwarmSlot *slot, SwarmClaim *claim, Outcome *out, bool alone);
 static void run_in_subtransaction(SwarmSlot *slot, SwarmClaim *claim,
 								  SwarmJobRow *row, Outcome *out);
 static void run_procedure(SwarmSlot *slot, SwarmClaim *claim,
 						  SwarmJobRow *row, Outcome *out);
-static void settle(SwarmShard *shard, const SwarmClaim *claim, const Outcome *out);
+static bool group_commit_possible(const SwarmClaim *claims);
+static void settle(SwarmShard *shard, const SwarmClaim *claim, const Outcome *out,
+				   XLogRecPtr unflushed);
 static void record_failure(SwarmSlot *slot, SwarmClaim *claim, const SwarmJobRow *row,
 						   int sqlstate, const char *error, Outcome *out);
 static void fail_alone(SwarmSlot *slot, SwarmClaim *claim, int sqlstate,
@@ -104,9 +109,10 @@ void
 swarm_job_run(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int n)
 {
 	Outcome    *out = palloc0(n * sizeof(Outcome));
+	XLogRecPtr	unflushed = InvalidXLogRecPtr;
 
 	swarm_job_current_slot = slot;
-	if (!run_batch(slot, claims, out, n))
+	if (!run_batch(slot, claims, out, n, &unflushed))
 	{
 		/* Nothing of it was committed: once more, one by one. */
 		memset(out, 0, n * sizeof(Outcome));
@@ -117,7 +123,7 @@ swarm_job_run(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int n)
 		}
 	}
 	for (int i = 0; i < n; i++)
-		settle(shard, &claims[i], &out[i]);
+		settle(shard, &claims[i], &out[i], unflushed);
 	swarm_job_current_slot = NULL;
 	swarm_queue_running(slot, NULL);
 	clean_session();
@@ -125,10 +131,12 @@ swarm_job_run(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int n)
 
 /*
  * run_batch: one transaction for all claims.  False if its commit failed and
- * there was more than one: then nothing has happened.
+ * there was more than one: then nothing has happened.  *unflushed is set if
+ * the commit is left to the scheduler to flush.
  */
 static bool
-run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n)
+run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n,
+		  XLogRecPtr *unflushed)
 {
 	MemoryContext turn = CurrentMemoryContext;
 	MemoryContext one = AllocSetContextCreate(turn, "pg_swarm job", ALLOCSET_DEFAULT_SIZES);
@@ -147,7 +155,17 @@ run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n)
 		MemoryContextSwitchTo(turn);
 		SWARM_FAULT("job.commit");
 		if (IsTransactionState())
+		{
+			bool		group = group_commit_possible(claims);
+
+			if (group)
+				(void) set_config_option("synchronous_commit", "off",
+										 PGC_USERSET, PGC_S_SESSION,
+										 GUC_ACTION_LOCAL, true, 0, false);
 			commit_as(claims[0].job.owner);
+			if (group)
+				*unflushed = XactLastCommitEnd;
+		}
 	}
 	PG_CATCH();
 	{
@@ -457,13 +475,29 @@ return_for(SwarmClaim *claim, int64 wait_us, Outcome *out)
 	out->kind = OUTCOME_RETURNED;
 }
 
+/*
+ * group_commit_possible: may the scheduler flush this commit, together with
+ * others?  If the queue asks for it, and nobody wants a standby to confirm.
+ */
+static bool
+group_commit_possible(const SwarmClaim *claims)
+{
+	return claims[0].group_commit &&
+		!(synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH &&
+		  SyncRepStandbyNames != NULL && SyncRepStandbyNames[0] != '\0');
+}
+
 static void
-settle(SwarmShard *shard, const SwarmClaim *claim, const Outcome *out)
+settle(SwarmShard *shard, const SwarmClaim *claim, const Outcome *out,
+	   XLogRecPtr unflushed)
 {
 	switch (out->kind)
 	{
 		case OUTCOME_ENDED:
-			swarm_queue_finished(shard, claim, out->state);
+			if (XLogRecPtrIsInvalid(unflushed))
+				swarm_queue_finished(shard, claim, out->state);
+			else
+				swarm_queue_committed(shard, claim, out->state, unflushed);
 			break;
 		case OUTCOME_RETURNED:
 			swarm_queue_return(shard, claim);

@@ -77,9 +77,9 @@ swarm_job_load_config(SwarmShard *shard)
 	nqueues = (int) swarm_spi_query(
 									"SELECT id, coalesce(max_running, 0), coalesce(rate_limit, 0), "
 									"(extract(epoch FROM rate_period) * 1000000)::bigint, batch, paused, notify, "
-									"dependency_failure FROM swarm._queue "
+									"dependency_failure, group_commit FROM swarm._queue "
 									"WHERE max_running IS NOT NULL OR rate_limit IS NOT NULL OR batch > 1 "
-									"OR paused OR notify OR dependency_failure <> 'cancel'",
+									"OR paused OR notify OR group_commit OR dependency_failure <> 'cancel'",
 									0, NULL, NULL, NULL);
 	queues = palloc0((nqueues + 1) * sizeof(*queues));
 	for (int i = 0; i < nqueues; i++)
@@ -92,6 +92,7 @@ swarm_job_load_config(SwarmShard *shard)
 		queues[i].paused = swarm_spi_bool(i, 6);
 		queues[i].notify = swarm_spi_bool(i, 7);
 		queues[i].dependency_failure = swarm_spi_text(i, 8)[0];
+		queues[i].group_commit = swarm_spi_bool(i, 9);
 	}
 	nkinds = (int) swarm_spi_query(
 								   "SELECT id, coalesce(max_running, 0), "

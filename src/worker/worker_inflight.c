@@ -79,12 +79,16 @@ swarm_inflight_read(void)
 	swarm_worker_shared->inflight_read = true;
 }
 
-/* swarm_inflight_open: for a runner, whose record is number `slot`. */
+/*
+ * swarm_inflight_open: for who runs jobs: its record is number `slot` from now
+ * on.
+ */
 void
 swarm_inflight_open(int slot)
 {
 	inflight_slot = slot;
-	inflight_fd = BasicOpenFile(INFLIGHT_FILE, O_RDWR | O_CREAT | PG_BINARY);
+	if (inflight_fd < 0)
+		inflight_fd = BasicOpenFile(INFLIGHT_FILE, O_RDWR | O_CREAT | PG_BINARY);
 }
 
 /*

@@ -548,6 +548,7 @@ check_starting_runners(void)
 static bool
 run_here(void)
 {
+	static bool run_initialized = false;
 	bool		needed;
 	bool		did;
 
@@ -578,7 +579,9 @@ run_here(void)
 		return false;
 
 	swarm_inflight_open(swarm_slot_number(own_slot));
-	swarm_job_run_init();
+	if (!run_initialized)
+		swarm_job_run_init();
+	run_initialized = true;
 	did = swarm_runner_turn(shard, own_slot, CurrentMemoryContext);
 	swarm_inflight_note(0, 0);
 	swarm_queue_slot_died(own_slot);
