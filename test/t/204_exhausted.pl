@@ -38,6 +38,10 @@ ok(warned() >= 1, 'the log says so');
 answers($node, "one more, $_") for 1 .. 20;
 cmp_ok(warned(), '<=', 1 + int((time - $begin) / 60), '... once a minute');
 
+my $scheduler = $node->safe_psql('postgres', q{SELECT pid FROM swarm.workers WHERE role = 'scheduler'});
+answers($node, "still more, $_") for 1 .. 10;
+is($node->safe_psql('postgres', q{SELECT pid FROM swarm.workers WHERE role = 'scheduler'}), $scheduler, 'it is the same scheduler all the while');
+
 # In the scheduler too: time limit, cancel, and a lost process.
 is( $node->safe_psql('postgres', q{
 SELECT swarm.job_enqueue('sql', '{"sql": "SELECT pg_sleep(600)"}', timeout => '50 ms', max_attempts => 1) AS id \gset
