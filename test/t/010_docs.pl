@@ -137,6 +137,8 @@ X
 	$node->safe_psql($db, 'CREATE EXTENSION pg_swarm')
 	  unless grep { $_->{sql} =~ /CREATE EXTENSION pg_swarm\b/ } @blocks;
 	run_page($node, $file, $db, $use_cron);
+	is($node->safe_psql($db, "SELECT id, kind, error FROM swarm.jobs WHERE state IN ('failed', 'dead')"),
+		'', "$file: no example leaves a job that failed");
 }
 cmp_ok($n, '>=', 3, 'there are examples');
 
