@@ -298,8 +298,11 @@ extern void swarm_queue_committed(SwarmShard *shard, const SwarmClaim *claim,
 /* Flush the commits that wait for it and finish their jobs; false: none. */
 extern bool swarm_queue_flush(SwarmShard *shard);
 
-/* A claimed job goes back: due again at claim->job.due, flags from job. */
-extern void swarm_queue_return(SwarmShard *shard, const SwarmClaim *claim);
+/*
+ * A claimed job goes back: due again at claim->job.due, flags from job.  True
+ * if it was to be cancelled: the caller shall do it.
+ */
+extern bool swarm_queue_return(SwarmShard *shard, const SwarmClaim *claim);
 
 /* A claimed job turned out not to exist (stale entry). */
 extern void swarm_queue_discard(SwarmShard *shard, const SwarmClaim *claim);

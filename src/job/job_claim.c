@@ -405,12 +405,17 @@ swarm_queue_flush(SwarmShard *shard)
 	return true;
 }
 
-void
+bool
 swarm_queue_return(SwarmShard *shard, const SwarmClaim *claim)
 {
 	SwarmEntry *e = claim->entry;
+	SwarmSlot  *slot = swarm_slot_at(e->slot);
+	bool		cancelled;
+	bool		gone;
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	cancelled = slot->cancel && slot->job == e->job.id;
+	gone = e->gone;
 	if (claim->job.attempts > e->job.attempts)
 	{
 		shard->failed++;
@@ -423,8 +428,16 @@ swarm_queue_return(SwarmShard *shard, const SwarmClaim *claim)
 	e->job.due = claim->job.due;
 	e->job.attempts = claim->job.attempts;
 	e->job.free_retries = claim->job.free_retries;
+	if (e->due_now)
+		e->job.due = Min(e->job.due, swarm_now());
+	e->due_now = false;
 	swarm_entry_place(shard, e, e->job.due <= swarm_now());
+	if (gone)
+		swarm_entry_remove(shard, e);
 	LWLockRelease(swarm_job_lock);
+	if (gone)
+		ConditionVariableBroadcast(swarm_job_waiters(claim->job.id));
+	return cancelled && !gone;
 }
 
 void

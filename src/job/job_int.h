@@ -118,6 +118,9 @@ struct SwarmEntry
 	int64		token;			/* ENTRY_LEASED */
 	uint64		lsn;			/* ENTRY_COMMITTED: end of the commit record */
 	SwarmJobState ended;		/* ENTRY_COMMITTED */
+	bool		gone;			/* ENTRY_CLAIMED: somebody has ended the job */
+	bool		due_now;		/* ENTRY_CLAIMED: retried when it had failed */
+	bool		again;			/* enqueued again before this one is removed */
 	double		fraction;
 };
 

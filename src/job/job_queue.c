@@ -842,7 +842,12 @@ swarm_queue_push(const SwarmReady *job)
 	shard = swarm_shard_find(job->database);
 	if (shard != NULL)
 	{
-		if (!push_locked(shard, job))
+		/* a retry may meet the end of the attempt before, not yet settled */
+		SwarmEntry *e = swarm_entry_find(job->database, job->id);
+
+		if (e != NULL && e->state >= ENTRY_CLAIMED)
+			e->again = true;
+		else if (!push_locked(shard, job))
 		{
 			shard->scan_from = Min(shard->scan_from, job->id);
 			swarm_shard_wake_scheduler(shard);
@@ -996,6 +1001,11 @@ swarm_entry_remove(SwarmShard *shard, SwarmEntry *e)
 	else
 		swarm_entry_unlist(shard, e);
 	e->kind->entries--;
+	if (e->again)
+	{
+		shard->scan_from = Min(shard->scan_from, e->job.id);
+		swarm_shard_wake_scheduler(shard);
+	}
 	hash_search(swarm_job_entries, &e->key, HASH_REMOVE, NULL);
 	swarm_job_shared->used--;
 	if (shard->scan_from != SWARM_NO_SCAN &&

@@ -84,6 +84,7 @@ static void run_procedure(SwarmSlot *slot, SwarmClaim *claim,
 static bool group_commit_possible(const SwarmClaim *claims);
 static void settle(SwarmShard *shard, const SwarmClaim *claim, const Outcome *out,
 				   XLogRecPtr unflushed);
+static void cancel_late(const SwarmClaim *claim);
 static void record_failure(SwarmSlot *slot, SwarmClaim *claim, const SwarmJobRow *row,
 						   int sqlstate, const char *error, Outcome *out);
 static void fail_alone(SwarmSlot *slot, SwarmClaim *claim, int sqlstate,
@@ -140,8 +141,11 @@ run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n,
 {
 	MemoryContext turn = CurrentMemoryContext;
 	MemoryContext one = AllocSetContextCreate(turn, "pg_swarm job", ALLOCSET_DEFAULT_SIZES);
+	SwarmReady *before = palloc(n * sizeof(SwarmReady));
 	volatile bool done = true;
 
+	for (int i = 0; i < n; i++)
+		before[i] = claims[i].job;
 	swarm_job_names_keep(turn);
 	PG_TRY();
 	{
@@ -177,6 +181,8 @@ run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n,
 		stop_clock();
 		AbortCurrentTransaction();
 		SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, 0);
+		for (int i = 0; i < n; i++)
+			claims[i].job = before[i];	/* failures counted here did not happen */
 		if (n == 1)
 			fail_alone(slot, &claims[0], edata->sqlerrcode, error_text(edata), &out[0]);
 		else
@@ -389,7 +395,7 @@ record_failure(SwarmSlot *slot, SwarmClaim *claim, const SwarmJobRow *row,
 	SwarmJobEnd end = {.state = SWARM_JOB_DEAD, .error = error,
 	.started = slot->started, .attempts = row->attempts + 1};
 
-	if (sqlstate == ERRCODE_QUERY_CANCELED && slot->cancel)
+	if (slot->cancel)
 	{
 		end.state = SWARM_JOB_CANCELLED;
 		end.error = slot->cancel_reason[0] ? slot->cancel_reason : "cancelled while running";
@@ -500,13 +506,47 @@ settle(SwarmShard *shard, const SwarmClaim *claim, const Outcome *out,
 				swarm_queue_committed(shard, claim, out->state, unflushed);
 			break;
 		case OUTCOME_RETURNED:
-			swarm_queue_return(shard, claim);
+			if (swarm_queue_return(shard, claim))
+				cancel_late(claim);
 			break;
 		case OUTCOME_GONE:
 		case OUTCOME_NONE:
 			swarm_queue_discard(shard, claim);
 			break;
 	}
+}
+
+/*
+ * cancel_late: the job was cancelled when its failure had been committed but
+ * not yet settled in memory.  job_cancel() has said yes: so be it.
+ */
+static void
+cancel_late(const SwarmClaim *claim)
+{
+	MemoryContext turn = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		SwarmJobEnd end = {.state = SWARM_JOB_CANCELLED, .error = "cancelled",
+		.attempts = claim->job.attempts};
+		SwarmJobRow row;
+
+		begin_transaction();
+		if (swarm_job_fetch(claim->job.id, &row) &&
+			swarm_job_end(&row, &end, SWARM_READY_TOUCHED))
+			swarm_job_ring_ended(row.id, SWARM_JOB_CANCELLED);
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(turn);
+		EmitErrorReport();
+		FlushErrorState();
+		AbortCurrentTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(turn);
 }
 
 /* error_text: what the job's row tells: message and SQLSTATE. */

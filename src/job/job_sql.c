@@ -511,6 +511,7 @@ swarm_job_wait(PG_FUNCTION_ARGS)
 	SwarmJobRow row;
 
 	swarm_require_preload("waiting for a job");
+	CommandCounterIncrement();	/* it may have been enqueued by this statement */
 	check_visible(id);
 	if (swarm_job_fetch(id, &row) && row.own)
 		ereport(ERROR,
@@ -525,10 +526,12 @@ swarm_job_wait(PG_FUNCTION_ARGS)
 	for (;;)
 	{
 		long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+		SwarmEntry *e;
 		bool		in_memory;
 
 		LWLockAcquire(swarm_job_lock, LW_SHARED);
-		in_memory = swarm_entry_find(MyDatabaseId, id) != NULL;
+		e = swarm_entry_find(MyDatabaseId, id);
+		in_memory = e != NULL && !e->gone;
 		LWLockRelease(swarm_job_lock);
 		if (!in_memory && !swarm_job_fetch(id, &row))
 			break;
@@ -628,7 +631,7 @@ swarm_job_cancel(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 	PreventCommandIfReadOnly("job_cancel()");
 	PreventCommandDuringRecovery("job_cancel()");
-	CommandCounterIncrement();	/* it may have been enqueued by this statement */
+	CommandCounterIncrement();
 	if (!swarm_job_fetch(id, &row))
 	{
 		check_visible(id);
@@ -735,6 +738,8 @@ ring_due_now(void *item)
 		e->job.flags |= SWARM_READY_TOUCHED;
 		swarm_entry_place(shard, e, false);
 	}
+	else if (e != NULL && e->state == ENTRY_CLAIMED)
+		e->due_now = true;
 	else if (e == NULL && shard != NULL)
 	{
 		shard->scan_from = Min(shard->scan_from, told->id);

@@ -431,13 +431,15 @@ ring_ended(void *item)
 		swarm_queue_count_finished(e->queue);
 		if (e->queue->notify)
 			swarm_shard_event(shard, told->id, e->job.queue, told->state);
-		if (e->state != ENTRY_CLAIMED)
-			swarm_entry_remove(shard, e);
-		else if (swarm_slot_at(e->slot)->job == told->id)
+		if (e->state == ENTRY_CLAIMED)
 		{
 			/* its runner will find no row; no need to run to the end */
-			swarm_slot_cancel(swarm_slot_at(e->slot), NULL);
+			e->gone = true;
+			if (swarm_slot_at(e->slot)->job == told->id)
+				swarm_slot_cancel(swarm_slot_at(e->slot), NULL);
 		}
+		else
+			swarm_entry_remove(shard, e);
 	}
 	LWLockRelease(swarm_job_lock);
 	ConditionVariableBroadcast(swarm_job_waiters(told->id));
