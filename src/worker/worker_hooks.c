@@ -60,6 +60,7 @@ static bool all_gone(Oid database);
 static void probe_at_commit(Oid database);
 static void ring_probe(void *item);
 static void ring_reprobe(void *item);
+static void prepared_ended(void);
 
 void
 swarm_worker_hooks_init(void)
@@ -90,7 +91,7 @@ utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 	else if (IsA(stmt, TransactionStmt) &&
 			 (((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED ||
 			  ((TransactionStmt *) stmt)->kind == TRANS_STMT_ROLLBACK_PREPARED))
-		swarm_job_prepared_ended(MyDatabaseId);
+		prepared_ended();
 }
 
 static void
@@ -331,4 +332,25 @@ ring_reprobe(void *item)
 		swarm_shard_wake_scheduler(shard);
 	}
 	LWLockRelease(swarm_job_lock);
+}
+
+/*
+ * prepared_ended: its doorbell did not ring: look for its jobs, and whether it
+ * has brought the extension or taken it away.
+ */
+static void
+prepared_ended(void)
+{
+	Oid			database = MyDatabaseId;
+	bool		installed = OidIsValid(get_extension_oid("pg_swarm", true));
+	bool		served;
+
+	swarm_job_prepared_ended(database);
+	LWLockAcquire(swarm_job_lock, LW_SHARED);
+	served = swarm_shard_find(database) != NULL;
+	LWLockRelease(swarm_job_lock);
+	if (installed && !served)
+		ring_probe(&database);
+	else if (served && !installed)
+		ring_reprobe(&database);
 }

@@ -186,7 +186,7 @@ sub sql_fails
 sub start_psql
 {
 	my ($node, $sql, $db) = @_;
-	my %h = (in => defined $sql ? $sql : '', out => '', err => '', n => 0);
+	my %h = (in => defined $sql ? "$sql;\n" : '', out => '', err => '', n => 0);
 
 	$h{timer} = IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default);
 	$h{run} = IPC::Run::start(
