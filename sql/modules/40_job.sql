@@ -88,8 +88,10 @@ CREATE TABLE swarm._job_key (
     PRIMARY KEY (owner, queue, key)
 );
 
--- Finished jobs, by day of finishing (UTC). The scheduler makes the
--- partitions and drops them by age; what has none goes to the default one.
+-- Finished jobs, by day of finishing (UTC). Partitions are made when needed
+-- and dropped by age (job_history.c). They are no members of the extension,
+-- so that pg_dump takes them along; each has an index on id, which the parent
+-- must not have: a dump could not bring its own.
 CREATE TABLE swarm._job_history (
     id bigint NOT NULL,
     queue text NOT NULL,
@@ -110,13 +112,13 @@ CREATE TABLE swarm._job_history (
     result jsonb,
     error text
 ) PARTITION BY RANGE (finished_at);
-CREATE INDEX _job_history_id ON swarm._job_history (id);
-CREATE TABLE swarm._job_history_default PARTITION OF swarm._job_history DEFAULT;
 
--- Which database this is: differs after CREATE DATABASE ... TEMPLATE.
+-- Which database this is: differs after CREATE DATABASE ... TEMPLATE. Jobs
+-- are held in a copy and after a restore until swarm.jobs_resume().
 CREATE TABLE swarm._instance (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
-    database oid NOT NULL
+    database oid NOT NULL,
+    held boolean NOT NULL DEFAULT false
 );
 INSERT INTO swarm._instance (database)
 SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database();
@@ -131,7 +133,6 @@ SELECT pg_catalog.pg_extension_config_dump('swarm._job', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._job_attempt', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._job_dep', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._job_key', '');
-SELECT pg_catalog.pg_extension_config_dump('swarm._job_history_default', '');
 
 -- Rows that did not come through swarm.job_enqueue (a restored dump, COPY)
 -- are found by the sweep; enqueue writes past this trigger.
@@ -146,6 +147,9 @@ ALTER TABLE swarm._queue ENABLE ALWAYS TRIGGER config_changed;
 CREATE TRIGGER config_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON swarm._handler
     FOR EACH STATEMENT EXECUTE FUNCTION swarm._job_table_changed();
 ALTER TABLE swarm._handler ENABLE ALWAYS TRIGGER config_changed;
+CREATE TRIGGER config_changed AFTER UPDATE ON swarm._instance
+    FOR EACH STATEMENT EXECUTE FUNCTION swarm._job_table_changed();
+ALTER TABLE swarm._instance ENABLE ALWAYS TRIGGER config_changed;
 
 -- ---------------------------------------------------------------------
 -- Who sees which job: its owner, and members of the owner role
@@ -279,6 +283,13 @@ CREATE FUNCTION swarm.queue_drop(name text) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_queue_drop';
 COMMENT ON FUNCTION swarm.queue_drop IS 'remove a queue that has no live jobs';
+
+-- swarm.jobs_resume(): let the jobs of a copied or restored database run.
+-- Writes _instance.
+CREATE FUNCTION swarm.jobs_resume() RETURNS void
+LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS 'UPDATE swarm._instance SET held = false WHERE held';
+COMMENT ON FUNCTION swarm.jobs_resume IS 'let jobs run that are held because the database was copied or restored from a dump';
 
 -- ---------------------------------------------------------------------
 -- Workers outside the server

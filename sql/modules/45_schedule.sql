@@ -78,6 +78,11 @@ BEGIN
             MESSAGE = format('queue "%s" does not exist', queue),
             HINT = 'Create it with swarm.queue_create().';
     END IF;
+    IF EXISTS (SELECT FROM swarm._schedule s WHERE s.name = schedule_create.name
+               AND s.owner <> current_user::regrole) THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('must be owner of schedule "%s"', name);
+    END IF;
     EXECUTE 'SELECT cron.schedule($1, $2, $3)' INTO cron_job
         USING 'pg_swarm ' || name, cron, command;
     INSERT INTO swarm._schedule AS s (name, owner, cron, kind, args, queue, priority, max_attempts,
@@ -127,6 +132,11 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object',
             MESSAGE = format('schedule "%s" does not exist', name);
+    END IF;
+    -- what the owner may change must not run with the rights of another
+    IF s.owner <> current_user::regrole THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('must be owner of schedule "%s"', name);
     END IF;
     due_time := date_trunc(CASE WHEN s.cron ~* 'second' THEN 'second' ELSE 'minute' END, swarm._now());
     SELECT r.job INTO job_id FROM swarm._schedule_run r WHERE r.schedule = name AND r.due = due_time;

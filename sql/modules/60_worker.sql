@@ -16,7 +16,7 @@ SELECT w.role, w.pid, d.datname AS database, w.slot, w.generation, w.state, w.si
        CASE WHEN w.job IS NOT NULL THEN w.job_owner::regrole END AS job_owner,
        w.job_started,
        w.fraction AS progress,
-       CASE WHEN pg_has_role(w.job_owner, 'MEMBER') THEN w.message END AS message,
+       w.message,
        w.jobs_done,
        a.wait_event_type, a.wait_event, a.query_start, a.xact_start, a.backend_start
 FROM swarm._worker_processes() w

@@ -28,6 +28,7 @@ REVOKE ALL ON FUNCTION swarm.queue_create(text, int, int, interval, boolean, int
 REVOKE ALL ON FUNCTION swarm.queue_pause(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.queue_resume(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.queue_drop(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.jobs_resume() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.job_claim(text, int, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.job_heartbeat(bigint, bigint, interval, float8) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.job_complete(bigint, bigint, jsonb) FROM PUBLIC;

@@ -14,5 +14,5 @@ swarm_job_init(void)
 {
 	swarm_job_state_init();
 	swarm_job_queue_init();
-	swarm_job_sweep_init();
+	swarm_job_history_init();
 }

@@ -204,11 +204,13 @@ typedef struct SwarmShard
 	bool		stop;			/* not served any more: everybody out */
 	bool		reprobe;		/* the scheduler shall look again: new process */
 	bool		slots_exhausted;	/* a runner could not be started */
-	bool		cloned;			/* copied from a template: queues were paused */
+	bool		held;			/* copied or restored: claims wait for
+								 * jobs_resume() */
 
 	/* runners */
 	dlist_head	idle;
 	int			runners;		/* started or starting */
+	int			extra;			/* the same, for critical jobs only */
 	bool		want_runner;
 
 	/* work */
@@ -218,8 +220,8 @@ typedef struct SwarmShard
 	uint32		prepared_count; /* counts changes of it */
 	TimestampTz disk_due;		/* earliest timer left on disk */
 	bool		config_stale;	/* claims wait for the reload */
+	bool		left_behind;	/* a queue's jobs exceed its share of memory */
 	bool		rebuild;		/* forget unclaimed entries and sweep again */
-	bool		housekeeping;	/* history partition needed, retention due */
 	int			queued;			/* entries in memory, unclaimed */
 	int			critical;		/* of them ready and critical */
 	int			suspects_running;
@@ -271,6 +273,9 @@ extern void swarm_slot_cancel(SwarmSlot *slot, const char *reason);
 /* Put a job into memory, or note that it is only on disk.  Does not throw. */
 extern void swarm_queue_push(const SwarmReady *job);
 
+/* Jobs from this id on may be missing in memory.  Does not throw. */
+extern void swarm_queue_scan_from(Oid database, int64 id);
+
 /* The same for one found by the sweep; false: memory is full, stop. */
 extern bool swarm_queue_push_swept(SwarmShard *shard, const SwarmReady *job);
 
@@ -313,8 +318,8 @@ extern void swarm_queue_slot_died(SwarmSlot *slot);
 /* Move what is due to ready; returns when to look again (DT_NOEND: never). */
 extern TimestampTz swarm_queue_tick(SwarmShard *shard);
 
-/* Forget all entries of a database that nobody has claimed. */
-extern void swarm_queue_forget(SwarmShard *shard);
+/* Forget all entries of a database that nobody has claimed; or truly all. */
+extern void swarm_queue_forget(SwarmShard *shard, bool all);
 
 /* Settings of queues and kinds, from the tables. */
 typedef struct SwarmQueueConfig
@@ -416,14 +421,17 @@ extern void swarm_job_resolve_dependencies(SwarmShard *shard);
 /* NOTIFY swarm_events for what happened since the last call. */
 extern void swarm_job_send_events(SwarmShard *shard);
 
-/* Is there a history partition for today? */
+/* job_history.c: is there a partition for what finishes now? */
 extern bool swarm_job_history_ready(void);
 
-/*
- * Make the history partitions of today and tomorrow, drop the old ones.
- * Returns when to do it again.
- */
-extern TimestampTz swarm_job_keep_history(void);
+/* Make the partitions of today and tomorrow. */
+extern void swarm_job_history_prepare(void);
+
+/* Drop the partitions that pg_swarm.job_history_keep says are too old. */
+extern void swarm_job_history_drop_old(void);
+
+/* Open, for writing, the partition of that time; makes it if need be. */
+extern Relation swarm_job_history_open(TimestampTz finished);
 
 /* The job ran, as attempt `attempt`, when the server crashed. */
 extern void swarm_job_count_crash(int64 id, int attempt);
@@ -433,9 +441,6 @@ extern void swarm_job_prepared_ended(Oid database);
 
 /* Forget about prepared transactions if there are none. */
 extern void swarm_job_check_prepared(SwarmShard *shard);
-
-/* If the database is a copy of another: pause its queues, return true. */
-extern bool swarm_job_pause_if_cloned(void);
 
 /* At commit of the current transaction: the job has ended, tell memory. */
 extern void swarm_job_ring_ended(int64 id, SwarmJobState state);

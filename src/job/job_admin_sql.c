@@ -36,6 +36,7 @@ static void set_paused(text *name, bool paused);
 static Oid	owner_of(const char *table, const char *column, const char *name);
 static void check_owner(Oid owner, const char *what, const char *name);
 static void refuse_live_jobs(const char *column, int32 id, const char *what, const char *name);
+static void hold_jobs(void);
 static void ring_scan_all(void *item);
 static void ring_config(void *item);
 static void ring_rebuild(void *item);
@@ -408,12 +409,32 @@ swarm_job_table_changed(PG_FUNCTION_ARGS)
 				 errmsg("function was not called by trigger manager")));
 	table = RelationGetRelationName(trigger->tg_relation);
 	if (strcmp(table, "_job") == 0)
+	{
+		if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
+			hold_jobs();
 		swarm_doorbell_add(ring_scan_all, swarm_job_undo_told, &database, sizeof(database));
+	}
 	else if (strcmp(table, "_handler") == 0)
 		swarm_doorbell_add(ring_rebuild, swarm_job_undo_told, &database, sizeof(database));
 	else
 		swarm_doorbell_add(ring_config, swarm_job_undo_told, &database, sizeof(database));
 	return PointerGetDatum(NULL);
+}
+
+/*
+ * hold_jobs: rows came from a dump: in another place and time, before the data
+ * they work on, perhaps into a copy for tests.  They run when somebody says so.
+ */
+static void
+hold_jobs(void)
+{
+	SwarmSpi	spi;
+
+	swarm_spi_begin(&spi);
+	swarm_spi_execute("UPDATE swarm._instance SET held = true "
+					  "WHERE NOT held AND EXISTS (SELECT FROM swarm._job)",
+					  0, NULL, NULL, NULL);
+	swarm_spi_end(&spi);
 }
 
 static void

@@ -28,6 +28,8 @@
 #define FLUSH_MAX			1000
 #define ALONE				(SWARM_READY_SUSPECT | SWARM_READY_NO_BATCH)
 
+static bool claims_open(const SwarmShard *shard);
+static SwarmQueue *next_queue(SwarmShard *shard, bool critical_only);
 static SwarmEntry *best_ready(SwarmQueue *q, bool critical_only);
 static dlist_head *best_list(dlist_head *lists, bool critical_only, bool critical_first);
 static bool kind_may_start(SwarmShard *shard, SwarmEntry *e, TimestampTz now);
@@ -46,6 +48,7 @@ int
 swarm_queue_claim(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int max)
 {
 	TimestampTz now = swarm_now();
+	SwarmQueue *q;
 	int			n = 0;
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
@@ -54,16 +57,13 @@ swarm_queue_claim(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int ma
 		dlist_delete(&slot->idle_node);
 		slot->idle_listed = false;
 	}
-	while (n == 0 && !slot->stop && shard->holds == 0 && !shard->config_stale &&
-		   !shard->housekeeping && shard->state == SWARM_SHARD_SERVING &&
-		   !dlist_is_empty(&shard->ring))
+	while (n == 0 && !slot->stop && claims_open(shard) &&
+		   (q = next_queue(shard, slot->critical_only)) != NULL)
 	{
-		SwarmQueue *q = dlist_container(SwarmQueue, ring_node,
-										dlist_head_node(&shard->ring));
+		int			most = Min(max, q->batch);
 		SwarmEntry *e;
 
-		max = Min(max, q->batch);
-		while (n < max && queue_may_start(shard, q, now) &&
+		while (n < most && queue_may_start(shard, q, now) &&
 			   (e = best_ready(q, slot->critical_only)) != NULL)
 		{
 			if (n > 0 && ((e->job.flags & ALONE) || e->job.owner != claims[0].job.owner))
@@ -86,16 +86,17 @@ swarm_queue_claim(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int ma
 			dlist_delete(&q->ring_node);
 			dlist_push_tail(&shard->ring, &q->ring_node);
 		}
-		if (slot->critical_only && n == 0)
-			break;
 	}
 	if (n == 0)
 	{
 		slot->state = SWARM_SLOT_IDLE;
 		slot->since = now;
 		slot->job = 0;
-		dlist_push_head(&shard->idle, &slot->idle_node);
-		slot->idle_listed = true;
+		if (!slot->critical_only)	/* which ends now */
+		{
+			dlist_push_head(&shard->idle, &slot->idle_node);
+			slot->idle_listed = true;
+		}
 	}
 	else
 	{
@@ -105,6 +106,33 @@ swarm_queue_claim(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int ma
 	}
 	LWLockRelease(swarm_job_lock);
 	return n;
+}
+
+/* claims_open: may anybody claim from this database now? */
+static bool
+claims_open(const SwarmShard *shard)
+{
+	return shard->state == SWARM_SHARD_SERVING && shard->holds == 0 &&
+		!shard->held && !shard->config_stale;
+}
+
+/*
+ * next_queue: the head of the ring, or, for critical jobs only, the first that
+ * has one; NULL if there is none.
+ */
+static SwarmQueue *
+next_queue(SwarmShard *shard, bool critical_only)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &shard->ring)
+	{
+		SwarmQueue *q = dlist_container(SwarmQueue, ring_node, iter.cur);
+
+		if (!critical_only || !dlist_is_empty(&q->ready[SWARM_PRIORITY_CRITICAL]))
+			return q;
+	}
+	return NULL;
 }
 
 /*
@@ -197,6 +225,7 @@ kind_may_start(SwarmShard *shard, SwarmEntry *e, TimestampTz now)
 	swarm_entry_unlist(shard, e);
 	shard->queued++;
 	e->queue->unclaimed++;
+	e->queue->nparked++;
 	e->state = ENTRY_PARKED;
 	dlist_push_tail(&k->parked, &e->link);
 	if (k->bucket.capacity > 0 && !k->timer.armed &&
@@ -243,8 +272,7 @@ swarm_queue_lease(SwarmShard *shard, int32 queue, int max, int64 lease_us,
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	q = swarm_queue_get(shard->database, queue, false);
-	while (n < max && q != NULL && !q->paused && shard->holds == 0 &&
-		   !shard->config_stale && shard->state == SWARM_SHARD_SERVING &&
+	while (n < max && q != NULL && !q->paused && claims_open(shard) &&
 		   (q->max_running == 0 || q->running < q->max_running) &&
 		   bucket_has(&q->bucket, now))
 	{
@@ -295,6 +323,8 @@ swarm_entry_release(SwarmShard *shard, SwarmEntry *e)
 		shard->suspects_running--;
 		swarm_kind_unpark_each(shard);
 	}
+	else if (e->queue->nparked > 0 && e->queue->max_running > 0)
+		swarm_kind_unpark_each(shard);	/* room in the queue, for any kind */
 	else if (!k->timer.armed)
 		swarm_kind_unpark(shard, k);
 }
@@ -303,6 +333,7 @@ void
 swarm_queue_running(SwarmSlot *slot, const SwarmClaim *claim)
 {
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	QueryCancelPending = false; /* was meant for another job */
 	slot->cancel = false;
 	slot->fraction = 0;
 	slot->message[0] = '\0';
@@ -374,6 +405,7 @@ swarm_queue_flush(SwarmShard *shard)
 {
 	static int64 ids[FLUSH_MAX];
 	dlist_iter	iter;
+	dlist_mutable_iter modify;
 	uint64		lsn = 0;
 	int			n = 0;
 
@@ -390,14 +422,18 @@ swarm_queue_flush(SwarmShard *shard)
 
 	XLogFlush(lsn);
 
+	n = 0;
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
-	for (int i = 0; i < n; i++)
+	dlist_foreach_modify(modify, &shard->committed)
 	{
-		SwarmEntry *e = dlist_container(SwarmEntry, link,
-										dlist_head_node(&shard->committed));
+		SwarmEntry *e = dlist_container(SwarmEntry, link, modify.cur);
 
-		ids[i] = e->job.id;
+		if (e->lsn > lsn)
+			continue;
+		ids[n++] = e->job.id;
 		finish_entry(shard, e, e->ended);
+		if (n == FLUSH_MAX)
+			break;
 	}
 	LWLockRelease(swarm_job_lock);
 	for (int i = 0; i < n; i++)
@@ -444,6 +480,8 @@ void
 swarm_queue_discard(SwarmShard *shard, const SwarmClaim *claim)
 {
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	if (claim->entry->job.flags & SWARM_READY_PARENT)
+		swarm_shard_recheck(shard, claim->job.id);
 	swarm_entry_remove(shard, claim->entry);
 	LWLockRelease(swarm_job_lock);
 	ConditionVariableBroadcast(swarm_job_waiters(claim->job.id));
@@ -482,7 +520,10 @@ swarm_queue_slot_died(SwarmSlot *slot)
 	}
 	if (shard != NULL)
 	{
-		shard->runners--;
+		if (slot->critical_only)
+			shard->extra--;
+		else
+			shard->runners--;
 		if (!dlist_is_empty(&shard->ring))
 			swarm_shard_wake_runner(shard);
 		swarm_shard_wake_scheduler(shard);

@@ -63,7 +63,9 @@ typedef struct SwarmQueue
 	int			nready;
 	int			nexternal;
 	int			running;
-	int			unclaimed;		/* in any list, timer or blocked */
+	int			unclaimed;		/* in any list or timer */
+	int			ntimers;		/* of them due later */
+	int			nparked;		/* of them parked with their kind */
 	int			max_running;
 	int			batch;
 	bool		paused;
@@ -84,7 +86,6 @@ typedef struct SwarmQueue
 typedef enum SwarmEntryState
 {
 	ENTRY_TIMER,				/* due later: timer armed */
-	ENTRY_BLOCKED,				/* waits for parents: in no list */
 	ENTRY_READY,				/* in queue->ready */
 	ENTRY_EXTERNAL,				/* in queue->external */
 	ENTRY_PARKED,				/* in kind->parked */
@@ -139,7 +140,7 @@ extern int	swarm_job_ageing_ms;
 /* Called by swarm_job_init(): each file defines its settings. */
 extern void swarm_job_queue_init(void);
 extern void swarm_job_state_init(void);
-extern void swarm_job_sweep_init(void);
+extern void swarm_job_history_init(void);
 
 /* One line of the view of queues. */
 typedef struct SwarmQueueStatus
@@ -181,9 +182,6 @@ extern int64 swarm_interval_us(const Interval *interval);
 
 /* job_run.c: the slot of this process while it runs a job, or NULL */
 extern SwarmSlot *swarm_job_current_slot;
-
-/* job_queue.c; takes the lock: jobs from this id on may be missing in memory */
-extern void swarm_queue_scan_from(Oid database, int64 id);
 
 /* job_claim.c */
 extern void swarm_bucket_set(SwarmBucket *b, int limit, int64 period_us);

@@ -23,7 +23,9 @@
 #include "base/spi.h"
 #include "job/job_int.h"
 
-#define CLAIM_MAX	1000
+#define CLAIM_MAX			1000
+#define SETTINGS_TRIES		1000
+#define SETTINGS_WAIT_US	2000
 
 /* What a lease is worth at the moment. */
 typedef struct Lease
@@ -42,6 +44,7 @@ typedef struct LeaseFailed
 	TimestampTz due;
 } LeaseFailed;
 
+static SwarmShard *await_settings(void);
 static int64 lease_us(Interval *interval);
 static void check_queue_owner(const char *queue);
 static SwarmEntry *leased_entry(int64 id, int64 token);
@@ -85,9 +88,7 @@ swarm_job_claim(PG_FUNCTION_ARGS)
 	for (int i = 0; i < n; i++)
 		tokens[i] = (tokens[i] & PG_INT64_MAX) | 1;
 
-	LWLockAcquire(swarm_job_lock, LW_SHARED);
-	shard = swarm_shard_find(MyDatabaseId);
-	LWLockRelease(swarm_job_lock);
+	shard = await_settings();
 	n = shard ? swarm_queue_lease(shard, queue_id, n, us, jobs, tokens) : 0;
 	for (int i = 0; i < n; i++)
 	{
@@ -114,6 +115,32 @@ swarm_job_claim(PG_FUNCTION_ARGS)
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;
+}
+
+/*
+ * await_settings: the shard of this database, or NULL; a moment later if
+ * changed settings are just being read.
+ */
+static SwarmShard *
+await_settings(void)
+{
+	SwarmShard *shard = NULL;
+
+	for (int i = 0; i < SETTINGS_TRIES; i++)
+	{
+		bool		stale;
+
+		LWLockAcquire(swarm_job_lock, LW_SHARED);
+		shard = swarm_shard_find(MyDatabaseId);
+		stale = shard != NULL && (shard->config_stale || shard->rebuild ||
+								  shard->state != SWARM_SHARD_SERVING);
+		LWLockRelease(swarm_job_lock);
+		if (!stale)
+			break;
+		CHECK_FOR_INTERRUPTS();
+		pg_usleep(SETTINGS_WAIT_US);
+	}
+	return shard;
 }
 
 /*

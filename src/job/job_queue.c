@@ -10,7 +10,9 @@
  *
  * An entry is in exactly one place, told by its state: a queue's ready or
  * external list, a kind's parked list, the shard's timer heap (due later, or
- * leased), or no list at all (claimed, blocked).
+ * leased), the shard's list of unflushed commits, or none (claimed).  A job
+ * that waits for its parents has no entry; the scheduler pushes it when the
+ * last one has completed.
  *
  * Everything is guarded by one LWLock, swarm_job_lock; no section under it
  * does more than a few list operations, and none raises an error.
@@ -20,6 +22,7 @@
 #include <math.h>
 #include <signal.h>
 
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/shmem.h"
 #include "utils/guc.h"
@@ -31,6 +34,14 @@
 #include "job/job_int.h"
 
 #define RATE_WINDOW_S	60
+
+/* Is there room in memory for a job? */
+typedef enum Room
+{
+	ROOM,
+	ROOM_LATER,					/* no; noted when to look for it on disk */
+	ROOM_NONE					/* no */
+} Room;
 
 SwarmJobShared *swarm_job_shared = NULL;
 LWLock	   *swarm_job_lock = NULL;
@@ -52,7 +63,7 @@ static void job_attach(void *memory, bool found);
 static int	timer_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg);
 static bool evict_queue(void);
 static bool evict_kind(void);
-static bool memory_for(SwarmShard *shard, const SwarmReady *job);
+static Room memory_for(SwarmShard *shard, const SwarmQueue *q, const SwarmReady *job);
 static bool push_locked(SwarmShard *shard, const SwarmReady *job);
 
 static SwarmShmemPiece job_piece = {
@@ -283,7 +294,10 @@ swarm_slot_cancel(SwarmSlot *slot, const char *reason)
 	if (slot->state != SWARM_SLOT_RUNNING || slot->job == 0 || slot->cancel)
 		return;
 	slot->cancel = true;
-	strlcpy(slot->cancel_reason, reason ? reason : "", sizeof(slot->cancel_reason));
+	if (reason == NULL)
+		reason = "";
+	strlcpy(slot->cancel_reason, reason,
+			pg_mbcliplen(reason, strlen(reason), SWARM_MESSAGE_SIZE - 1) + 1);
 	kill(slot->pid, SIGINT);
 }
 
@@ -303,8 +317,7 @@ swarm_shard_wake_runner(SwarmShard *shard)
 		SetLatch(slot->latch);
 		return;
 	}
-	if (shard->runners < swarm_max_runners ||
-		(shard->critical > 0 && shard->runners <= swarm_max_runners))
+	if (shard->runners < swarm_max_runners || (shard->critical > 0 && shard->extra == 0))
 	{
 		shard->want_runner = true;
 		swarm_shard_wake_scheduler(shard);
@@ -450,20 +463,35 @@ evict_kind(void)
 	return false;
 }
 
+/* queue_has_room: may the queue start one more job now? */
+static bool
+queue_has_room(const SwarmQueue *q)
+{
+	return !q->paused && !q->timer.armed &&
+		(q->max_running == 0 || q->running < q->max_running);
+}
+
 /*
- * swarm_kind_unpark: the kind has room: its first parked job may compete
- * again, ahead of its equals.
+ * swarm_kind_unpark: the kind has room: the first of its parked jobs whose
+ * queue has room too may compete again, ahead of its equals.  Those of a full
+ * queue are looked at again when that queue has room.
  */
 void
 swarm_kind_unpark(SwarmShard *shard, SwarmKind *k)
 {
-	SwarmEntry *e;
+	dlist_iter	iter;
 
-	if (dlist_is_empty(&k->parked))
-		return;
-	e = dlist_container(SwarmEntry, link, dlist_head_node(&k->parked));
-	swarm_entry_unlist(shard, e);
-	swarm_entry_place(shard, e, true);
+	dlist_foreach(iter, &k->parked)
+	{
+		SwarmEntry *e = dlist_container(SwarmEntry, link, iter.cur);
+
+		if (queue_has_room(e->queue))
+		{
+			swarm_entry_unlist(shard, e);
+			swarm_entry_place(shard, e, true);
+			return;
+		}
+	}
 }
 
 /* swarm_kind_unpark_each: one job of every kind of the database. */
@@ -494,6 +522,11 @@ swarm_queue_mark_parent(SwarmShard *shard, int64 id)
 	e = swarm_entry_find(shard->database, id);
 	if (e != NULL)
 		e->job.flags |= SWARM_READY_PARENT;
+	else
+	{
+		/* committed, but not told yet, or on disk: the sweep will mark it */
+		shard->scan_from = Min(shard->scan_from, id);
+	}
 	LWLockRelease(swarm_job_lock);
 }
 
@@ -564,8 +597,16 @@ swarm_queue_configure(SwarmShard *shard,
 		k->max_running = max_running;
 		swarm_bucket_set(&k->bucket, rate_us > 0 ? 1 : 0, rate_us);
 		while (!dlist_is_empty(&k->parked))
-			swarm_kind_unpark(shard, k);
+		{
+			SwarmEntry *e = dlist_container(SwarmEntry, link,
+											dlist_head_node(&k->parked));
+
+			swarm_entry_unlist(shard, e);
+			swarm_entry_place(shard, e, true);
+		}
 	}
+	if (shard->left_behind)
+		shard->scan_from = 0;
 	shard->config_stale = false;
 	swarm_shard_wake_all(shard);
 	LWLockRelease(swarm_job_lock);
@@ -578,8 +619,7 @@ swarm_queue_configure(SwarmShard *shard,
 void
 swarm_queue_consider(SwarmShard *shard, SwarmQueue *q)
 {
-	bool		able = q->nready > 0 && !q->paused && !q->timer.armed &&
-	(q->max_running == 0 || q->running < q->max_running);
+	bool		able = q->nready > 0 && queue_has_room(q);
 
 	if (able && !q->in_ring)
 	{
@@ -732,7 +772,10 @@ swarm_queue_tick(SwarmShard *shard)
 		}
 		swarm_timer_disarm(shard, t);
 		if (t->kind == TIMER_QUEUE)
+		{
 			swarm_queue_consider(shard, (SwarmQueue *) ((char *) t - offsetof(SwarmQueue, timer)));
+			swarm_kind_unpark_each(shard);
+		}
 		else if (t->kind == TIMER_KIND)
 			swarm_kind_unpark(shard, (SwarmKind *) ((char *) t - offsetof(SwarmKind, timer)));
 		else
@@ -746,7 +789,8 @@ swarm_queue_tick(SwarmShard *shard)
 				e->job.flags &= ~SWARM_READY_EXTERNAL;
 			}
 			else
-				swarm_entry_unlist(shard, e);
+				swarm_entry_unlist(shard, e);	/* its timer is disarmed
+												 * already */
 			swarm_entry_place(shard, e, false);
 		}
 	}
@@ -773,25 +817,32 @@ swarm_entry_find(Oid database, int64 id)
 }
 
 /*
- * memory_for: room for one more?  The last sixteenth is for critical jobs,
- * and timers take at most half, so that far-off jobs never lock out ready
- * ones.
+ * memory_for: room for one more job of this queue?  The last sixteenth of all
+ * is for critical jobs.  And no queue may take more than what it leaves free,
+ * neither with jobs that are ready nor with those due later, so that one
+ * with a long backlog never locks out the others.
  */
-static bool
-memory_for(SwarmShard *shard, const SwarmReady *job)
+static Room
+memory_for(SwarmShard *shard, const SwarmQueue *q, const SwarmReady *job)
 {
-	int			limit = swarm_job_slots;
+	int			room = swarm_job_slots - swarm_job_shared->used;
 
-	if (job->priority != SWARM_PRIORITY_CRITICAL)
-		limit -= swarm_job_slots / 16;
-	if (swarm_job_shared->used >= limit)
-		return false;
-	if (job->due > swarm_now() && shard->ntimers >= swarm_job_slots / 2)
+	if (job->priority == SWARM_PRIORITY_CRITICAL)
+		return room > 0 ? ROOM : ROOM_NONE;
+	room -= swarm_job_slots / 16;
+	if (room <= 0)
+		return ROOM_NONE;
+	if (job->due > swarm_now())
 	{
+		if (q->ntimers < room)
+			return ROOM;
 		shard->disk_due = Min(shard->disk_due, job->due);
-		return false;
+		return ROOM_LATER;
 	}
-	return true;
+	if (q->unclaimed - q->ntimers < room)
+		return ROOM;
+	shard->left_behind = true;
+	return ROOM_LATER;
 }
 
 /*
@@ -805,16 +856,22 @@ push_locked(SwarmShard *shard, const SwarmReady *job)
 	SwarmQueue *q;
 	SwarmKind  *k;
 	SwarmEntry *e;
+	Room		room;
 	bool		found;
 
-	if (swarm_entry_find(shard->database, job->id) != NULL)
+	e = swarm_entry_find(shard->database, job->id);
+	if (e != NULL)
+	{
+		e->job.flags |= job->flags & SWARM_READY_PARENT;
 		return true;
-	if (!memory_for(shard, job))
-		return shard->disk_due <= job->due && job->due > swarm_now();
+	}
 	q = swarm_queue_get(shard->database, job->queue, true);
 	k = swarm_kind_get(shard->database, job->kind, true);
 	if (q == NULL || k == NULL)
 		return false;
+	room = memory_for(shard, q, job);
+	if (room != ROOM)
+		return room == ROOM_LATER;
 	e = hash_search(swarm_job_entries, &key, HASH_ENTER_NULL, &found);
 	if (e == NULL)
 		return false;
@@ -842,20 +899,18 @@ swarm_queue_push(const SwarmReady *job)
 	shard = swarm_shard_find(job->database);
 	if (shard != NULL)
 	{
-		/* a retry may meet the end of the attempt before, not yet settled */
 		SwarmEntry *e = swarm_entry_find(job->database, job->id);
 
+		/* a retry may meet the end of the attempt before, not yet settled */
 		if (e != NULL && e->state >= ENTRY_CLAIMED)
 			e->again = true;
+		else if (job->flags & SWARM_READY_BLOCKED)
+			swarm_shard_recheck(shard, job->id);
 		else if (!push_locked(shard, job))
 		{
 			shard->scan_from = Min(shard->scan_from, job->id);
 			swarm_shard_wake_scheduler(shard);
 		}
-		if (job->flags & SWARM_READY_BLOCKED)
-			swarm_shard_recheck(shard, job->id);
-		if (shard->housekeeping)
-			swarm_shard_wake_scheduler(shard);
 	}
 	LWLockRelease(swarm_job_lock);
 }
@@ -880,16 +935,15 @@ swarm_queue_scan_from(Oid database, int64 id)
 bool
 swarm_queue_push_swept(SwarmShard *shard, const SwarmReady *job)
 {
-	bool		known;
-	bool		done;
+	bool		done = true;
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
-	known = swarm_entry_find(shard->database, job->id) != NULL;
-	done = push_locked(shard, job);
+	if (job->flags & SWARM_READY_BLOCKED)
+		swarm_shard_recheck(shard, job->id);
+	else
+		done = push_locked(shard, job);
 	if (!done)
 		shard->scan_from = Min(shard->scan_from, job->id);
-	else if (!known && (job->flags & SWARM_READY_BLOCKED))
-		swarm_shard_recheck(shard, job->id);
 	LWLockRelease(swarm_job_lock);
 	return done;
 }
@@ -908,14 +962,10 @@ swarm_entry_place(SwarmShard *shard, SwarmEntry *e, bool front)
 
 	shard->queued++;
 	q->unclaimed++;
-	if (job->flags & SWARM_READY_BLOCKED)
-	{
-		e->state = ENTRY_BLOCKED;
-		return;
-	}
 	if (job->due > now)
 	{
 		e->state = ENTRY_TIMER;
+		q->ntimers++;
 		swarm_timer_arm(shard, &e->timer, job->due);
 		return;
 	}
@@ -964,11 +1014,11 @@ swarm_entry_unlist(SwarmShard *shard, SwarmEntry *e)
 	{
 		case ENTRY_TIMER:
 			swarm_timer_disarm(shard, &e->timer);
-			break;
-		case ENTRY_BLOCKED:
+			e->queue->ntimers--;
 			break;
 		case ENTRY_PARKED:
 			dlist_delete(&e->link);
+			e->queue->nparked--;
 			break;
 		case ENTRY_READY:
 			dlist_delete(&e->link);
@@ -994,22 +1044,33 @@ swarm_entry_unlist(SwarmShard *shard, SwarmEntry *e)
 void
 swarm_entry_remove(SwarmShard *shard, SwarmEntry *e)
 {
+	SwarmQueue *q;
+	int			free_slots;
+
 	if (e->state == ENTRY_CLAIMED || e->state == ENTRY_LEASED)
 		swarm_entry_release(shard, e);
 	else if (e->state == ENTRY_COMMITTED)
 		dlist_delete(&e->link);
 	else
-		swarm_entry_unlist(shard, e);
-	e->kind->entries--;
-	if (e->again)
 	{
-		shard->scan_from = Min(shard->scan_from, e->job.id);
-		swarm_shard_wake_scheduler(shard);
+		swarm_entry_unlist(shard, e);
+		swarm_kind_unpark(shard, e->kind);
 	}
+	if (e->again)
+		shard->scan_from = Min(shard->scan_from, e->job.id);
+	q = e->queue;
+	e->kind->entries--;
 	hash_search(swarm_job_entries, &e->key, HASH_REMOVE, NULL);
 	swarm_job_shared->used--;
-	if (shard->scan_from != SWARM_NO_SCAN &&
-		swarm_job_shared->used < swarm_job_slots / 4 * 3)
+
+	/* a queue that has used up half of its share may have more on disk */
+	free_slots = swarm_job_slots - swarm_job_shared->used;
+	if (shard->left_behind && q->unclaimed - q->ntimers < free_slots / 2)
+	{
+		shard->left_behind = false;
+		shard->scan_from = 0;
+	}
+	if (shard->scan_from != SWARM_NO_SCAN && free_slots > swarm_job_slots / 8)
 		swarm_shard_wake_scheduler(shard);
 }
 
@@ -1018,7 +1079,7 @@ swarm_entry_remove(SwarmShard *shard, SwarmEntry *e)
  * dependencies changed under what is in memory.
  */
 void
-swarm_queue_forget(SwarmShard *shard)
+swarm_queue_forget(SwarmShard *shard, bool all)
 {
 	HASH_SEQ_STATUS seq;
 	SwarmEntry *e;
@@ -1027,15 +1088,16 @@ swarm_queue_forget(SwarmShard *shard)
 	shard->rebuild = false;
 	shard->scan_from = 0;
 	shard->disk_due = DT_NOEND;
+	shard->left_behind = false;
 	hash_seq_init(&seq, swarm_job_entries);
 	while ((e = hash_seq_search(&seq)) != NULL)
 	{
-		if (e->key.database == shard->database &&
-			e->state != ENTRY_CLAIMED && e->state != ENTRY_LEASED &&
-			e->state != ENTRY_COMMITTED &&
-			(e->job.flags & SWARM_READY_LOST) == 0)
+		if (e->key.database == shard->database && e->state != ENTRY_CLAIMED &&
+			(all || (e->state != ENTRY_LEASED && e->state != ENTRY_COMMITTED &&
+					 (e->job.flags & SWARM_READY_LOST) == 0)))
 			swarm_entry_remove(shard, e);
 	}
+	shard->scan_from = 0;
 	LWLockRelease(swarm_job_lock);
 	/* who waits for a job that has ended meanwhile shall look */
 	for (int i = 0; i < WAIT_BUCKETS; i++)

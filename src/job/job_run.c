@@ -103,7 +103,11 @@ static void clean_session(void);
 void
 swarm_job_run_init(void)
 {
-	timeout_id = RegisterTimeout(USER_TIMEOUT, on_timeout);
+	static bool done = false;
+
+	if (!done)
+		timeout_id = RegisterTimeout(USER_TIMEOUT, on_timeout);
+	done = true;
 }
 
 void
@@ -150,6 +154,13 @@ run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n,
 	PG_TRY();
 	{
 		begin_transaction();
+		if (!swarm_job_history_ready())
+		{
+			swarm_job_history_prepare();
+			PopActiveSnapshot();
+			CommitTransactionCommand(); /* its locks must not last a job long */
+			begin_transaction();
+		}
 		for (int i = 0; i < n; i++)
 		{
 			MemoryContextSwitchTo(one);
@@ -182,7 +193,8 @@ run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n,
 		AbortCurrentTransaction();
 		SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, 0);
 		for (int i = 0; i < n; i++)
-			claims[i].job = before[i];	/* failures counted here did not happen */
+			claims[i].job = before[i];	/* failures counted here did not
+										 * happen */
 		if (n == 1)
 			fail_alone(slot, &claims[0], edata->sqlerrcode, error_text(edata), &out[0]);
 		else
@@ -673,7 +685,9 @@ clean_session(void)
 	if (OidIsValid(temp_namespace))
 	{
 		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
 		ResetTempTableNamespace();
+		PopActiveSnapshot();
 		CommitTransactionCommand();
 	}
 	MemoryContextSwitchTo(turn);

@@ -447,7 +447,10 @@ push_at_commit(const SwarmJobRow *row, bool external)
 	if (pushes < PUSH_LIMIT)
 		swarm_doorbell_add(ring_push, undo_push, &job, sizeof(job));
 	else if (pushes == PUSH_LIMIT)
+	{
+		job.id = 0;				/* retried ones come in any order */
 		swarm_doorbell_add(ring_scan, undo_push, &job, sizeof(job));
+	}
 	pushes++;
 }
 
@@ -869,7 +872,7 @@ int64
 swarm_interval_us(const Interval *interval)
 {
 	double		us = (double) interval->time + (double) interval->day * USECS_PER_DAY +
-		(double) interval->month * DAYS_PER_MONTH * USECS_PER_DAY;
+	(double) interval->month * DAYS_PER_MONTH * USECS_PER_DAY;
 
 	if (us >= (double) SWARM_INTERVAL_MAX)
 		return SWARM_INTERVAL_MAX;

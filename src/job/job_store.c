@@ -26,7 +26,6 @@
 #include "commands/sequence.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
-#include "utils/datetime.h"
 #include "utils/fmgroids.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
@@ -72,7 +71,6 @@ static HeapTuple fetch_by_key(Relation rel, const char *index, AttrNumber column
 							  RegProcedure eq, Datum key);
 static bool delete_live(Relation rel, ItemPointer tid);
 static void append_history(const SwarmJobRow *row, const SwarmJobEnd *end);
-static Relation open_history(TimestampTz finished);
 static char *name_by_id(KnownName *known, const char *table, const char *pkey, int32 id, int column);
 
 /* ------------------------------------------------------------------------
@@ -282,7 +280,7 @@ static void
 append_history(const SwarmJobRow *row, const SwarmJobEnd *end)
 {
 	TimestampTz now = swarm_now();
-	Relation	rel = open_history(now);
+	Relation	rel = swarm_job_history_open(now);
 	Datum		values[HIST_COLUMNS];
 	bool		nulls[HIST_COLUMNS] = {0};
 	char	   *queue = swarm_job_queue_name(row->queue);
@@ -316,30 +314,6 @@ append_history(const SwarmJobRow *row, const SwarmJobEnd *end)
 	CatalogTupleInsert(rel, tuple);
 	heap_freetuple(tuple);
 	table_close(rel, NoLock);
-}
-
-/*
- * open_history: the partition of that day, or the default partition while the
- * scheduler has not made it.
- */
-static Relation
-open_history(TimestampTz finished)
-{
-	char		name[NAMEDATALEN];
-	int			year,
-				month,
-				day;
-	Oid			relid;
-	int64		days = finished / USECS_PER_DAY;
-
-	if (finished < 0 && finished % USECS_PER_DAY != 0)
-		days--;
-	j2date((int) days + POSTGRES_EPOCH_JDATE, &year, &month, &day);
-	snprintf(name, sizeof(name), "_job_history_%04d%02d%02d", year, month, day);
-	relid = get_relname_relid(name, get_namespace_oid("swarm", false));
-	if (!OidIsValid(relid))
-		relid = swarm_job_relation("_job_history_default");
-	return table_open(relid, RowExclusiveLock);
 }
 
 /*

@@ -13,12 +13,9 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/datetime.h"
-#include "utils/guc.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
-#include "catalog/namespace.h"
 
 #include "base/clock.h"
 #include "base/compat.h"
@@ -30,7 +27,16 @@
 #define SWEEP_PAGE		1000
 #define CRASH_ERROR		"the server crashed while the job ran"
 
-static int	history_keep_min = 7 * 24 * 60;
+/* What ready_from_row() reads. */
+#define READY_COLUMNS \
+	"j.id, j.queue, j.kind, j.owner::oid, j.priority::int4, " \
+	"coalesce(a.run_at, j.run_at), coalesce(a.attempts, 0), a.id IS NOT NULL, " \
+	"j.unique_key IS NOT NULL, j.kind <> 1 AND h.handler IS NULL, " \
+	"j.blocked AND EXISTS (SELECT FROM swarm._job_dep d WHERE d.child = j.id), " \
+	"EXISTS (SELECT FROM swarm._job_dep d WHERE d.parent = j.id), " \
+	"coalesce(a.crashed, false) " \
+	"FROM swarm._job j LEFT JOIN swarm._job_attempt a ON a.id = j.id " \
+	"LEFT JOIN swarm._handler h ON h.id = j.kind "
 
 /* What a transaction tells memory about one job at its commit. */
 typedef struct JobTold
@@ -42,23 +48,11 @@ typedef struct JobTold
 
 static void ring_ended(void *item);
 static void ring_released(void *item);
+static SwarmReady ready_from_row(uint64 row);
 static void mark_parents(SwarmShard *shard, Datum ids, bool all);
 static void settle_dependency(int64 child, int64 parent, int parent_state, char policy);
 static void release_if_free(int64 child);
-static void make_partition(int64 day);
-static void drop_old_partitions(int64 today);
-static int64 day_of(TimestampTz t);
-static void partition_name(char *name, Size size, int64 day);
-
-void
-swarm_job_sweep_init(void)
-{
-	DefineCustomIntVariable("pg_swarm.job_history_keep",
-							"How long finished jobs are kept; -1 keeps them for ever.",
-							"A day's jobs are dropped together once the whole day is older.",
-							&history_keep_min, 7 * 24 * 60, -1, INT_MAX,
-							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
-}
+static bool is_held(void);
 
 /* ------------------------------------------------------------------------
  * Settings and sweep
@@ -72,6 +66,7 @@ swarm_job_load_config(SwarmShard *shard)
 	SwarmKindConfig *kinds;
 	int			nqueues,
 				nkinds;
+	bool		held;
 
 	swarm_spi_begin(&spi);
 	nqueues = (int) swarm_spi_query(
@@ -106,6 +101,10 @@ swarm_job_load_config(SwarmShard *shard)
 		kinds[i].max_running = swarm_spi_int32(i, 2);
 		kinds[i].rate_us = swarm_spi_int64(i, 3);
 	}
+	held = is_held();
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	shard->held = held;
+	LWLockRelease(swarm_job_lock);
 	swarm_queue_configure(shard, queues, nqueues, kinds, nkinds);
 	swarm_spi_end(&spi);
 }
@@ -135,35 +134,12 @@ swarm_job_sweep(SwarmShard *shard)
 
 	swarm_spi_begin(&spi);
 	values[0] = Int64GetDatum(from);
-	n = swarm_spi_query(
-						"SELECT j.id, j.queue, j.kind, j.owner::oid, j.priority::int4, "
-						"coalesce(a.run_at, j.run_at), coalesce(a.attempts, 0), a.id IS NOT NULL, "
-						"j.unique_key IS NOT NULL, j.kind <> 1 AND h.handler IS NULL, "
-						"j.blocked AND EXISTS (SELECT FROM swarm._job_dep d WHERE d.child = j.id), "
-						"EXISTS (SELECT FROM swarm._job_dep d WHERE d.parent = j.id), "
-						"coalesce(a.crashed, false) "
-						"FROM swarm._job j LEFT JOIN swarm._job_attempt a ON a.id = j.id "
-						"LEFT JOIN swarm._handler h ON h.id = j.kind "
-						"WHERE j.id >= $1 ORDER BY j.id LIMIT 1000",
+	n = swarm_spi_query("SELECT " READY_COLUMNS "WHERE j.id >= $1 ORDER BY j.id LIMIT 1000",
 						1, types, values, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
-		SwarmReady	job = {.database = MyDatabaseId};
-		bool		isnull;
+		SwarmReady	job = ready_from_row(i);
 
-		job.id = swarm_spi_int64(i, 1);
-		job.queue = swarm_spi_int32(i, 2);
-		job.kind = swarm_spi_int32(i, 3);
-		job.owner = DatumGetObjectId(swarm_spi_column(i, 4, &isnull));
-		job.priority = swarm_spi_int32(i, 5);
-		job.due = DatumGetTimestampTz(swarm_spi_column(i, 6, &isnull));
-		job.attempts = swarm_spi_int32(i, 7);
-		job.flags = (swarm_spi_bool(i, 8) ? SWARM_READY_TOUCHED : 0) |
-			(swarm_spi_bool(i, 9) ? SWARM_READY_KEYED : 0) |
-			(swarm_spi_bool(i, 10) ? SWARM_READY_EXTERNAL : 0) |
-			(swarm_spi_bool(i, 11) ? SWARM_READY_BLOCKED : 0) |
-			(swarm_spi_bool(i, 12) ? SWARM_READY_PARENT : 0) |
-			(swarm_spi_bool(i, 13) ? SWARM_READY_SUSPECT : 0);
 		from = job.id + 1;
 		if (!swarm_queue_push_swept(shard, &job))
 			break;
@@ -177,6 +153,31 @@ swarm_job_sweep(SwarmShard *shard)
 	}
 	swarm_spi_end(&spi);
 	return more;
+}
+
+/*
+ * ready_from_row: a row of READY_COLUMNS in the last result.
+ */
+static SwarmReady
+ready_from_row(uint64 row)
+{
+	SwarmReady	job = {.database = MyDatabaseId};
+	bool		isnull;
+
+	job.id = swarm_spi_int64(row, 1);
+	job.queue = swarm_spi_int32(row, 2);
+	job.kind = swarm_spi_int32(row, 3);
+	job.owner = DatumGetObjectId(swarm_spi_column(row, 4, &isnull));
+	job.priority = swarm_spi_int32(row, 5);
+	job.due = DatumGetTimestampTz(swarm_spi_column(row, 6, &isnull));
+	job.attempts = swarm_spi_int32(row, 7);
+	job.flags = (swarm_spi_bool(row, 8) ? SWARM_READY_TOUCHED : 0) |
+		(swarm_spi_bool(row, 9) ? SWARM_READY_KEYED : 0) |
+		(swarm_spi_bool(row, 10) ? SWARM_READY_EXTERNAL : 0) |
+		(swarm_spi_bool(row, 11) ? SWARM_READY_BLOCKED : 0) |
+		(swarm_spi_bool(row, 12) ? SWARM_READY_PARENT : 0) |
+		(swarm_spi_bool(row, 13) ? SWARM_READY_SUSPECT : 0);
+	return job;
 }
 
 /*
@@ -245,7 +246,16 @@ swarm_job_check_prepared(SwarmShard *shard)
 	{
 		LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 		if (shard->prepared_count == seen)
+		{
+			/* one may have ended since, and found nothing to do */
+			shard->scan_from = Min(shard->scan_from, shard->prepared_from);
+			if (shard->prepared_from == 0)
+			{
+				shard->config_stale = true;
+				shard->rebuild = true;
+			}
 			shard->prepared_from = SWARM_NO_SCAN;
+		}
 		LWLockRelease(swarm_job_lock);
 	}
 	swarm_spi_end(&spi);
@@ -327,8 +337,14 @@ mark_parents(SwarmShard *shard, Datum ids, bool all)
 	Datum		values[] = {ids, BoolGetDatum(all)};
 	uint64		n;
 
-	n = swarm_spi_query("SELECT DISTINCT parent FROM swarm._job_dep "
-						"WHERE $2 OR child = ANY ($1) OR parent = ANY ($1)",
+	/*
+	 * a parent that waits itself is not in memory, and marked when it gets
+	 * there
+	 */
+	n = swarm_spi_query("SELECT DISTINCT d.parent FROM swarm._job_dep d "
+						"JOIN swarm._job p ON p.id = d.parent "
+						"WHERE ($2 OR d.child = ANY ($1) OR d.parent = ANY ($1)) "
+						"AND NOT EXISTS (SELECT FROM swarm._job_dep w WHERE w.child = d.parent)",
 						2, types, values, NULL);
 	for (uint64 i = 0; i < n; i++)
 		swarm_queue_mark_parent(shard, swarm_spi_int64(i, 1));
@@ -358,41 +374,29 @@ settle_dependency(int64 child, int64 parent, int parent_state, char policy)
 	}
 }
 
+/*
+ * release_if_free: the job waits for nobody any more: at commit it goes to
+ * memory, where it has not been.
+ */
 static void
 release_if_free(int64 child)
 {
 	Oid			types[] = {INT8OID};
 	Datum		values[] = {Int64GetDatum(child)};
+	SwarmReady	job;
 
-	if (swarm_spi_execute("SELECT FROM swarm._job j WHERE id = $1 AND NOT EXISTS "
-						  "(SELECT FROM swarm._job_dep WHERE child = $1)",
-						  1, types, values, NULL) > 0)
-	{
-		JobTold		told = {MyDatabaseId, child, SWARM_JOB_READY};
-
-		swarm_doorbell_add(ring_released, NULL, &told, sizeof(told));
-	}
+	CommandCounterIncrement();
+	if (swarm_spi_execute("SELECT " READY_COLUMNS "WHERE j.id = $1", 1, types, values, NULL) == 0)
+		return;
+	job = ready_from_row(0);
+	if ((job.flags & SWARM_READY_BLOCKED) == 0)
+		swarm_doorbell_add(ring_released, NULL, &job, sizeof(job));
 }
 
 static void
 ring_released(void *item)
 {
-	JobTold    *told = item;
-	SwarmShard *shard;
-	SwarmEntry *e;
-
-	if (swarm_job_shared == NULL)
-		return;
-	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
-	shard = swarm_shard_find(told->database);
-	e = shard ? swarm_entry_find(told->database, told->id) : NULL;
-	if (e != NULL && e->state == ENTRY_BLOCKED)
-	{
-		swarm_entry_unlist(shard, e);
-		e->job.flags &= ~SWARM_READY_BLOCKED;
-		swarm_entry_place(shard, e, false);
-	}
-	LWLockRelease(swarm_job_lock);
+	swarm_queue_push(item);
 }
 
 void
@@ -485,115 +489,6 @@ swarm_job_send_events(SwarmShard *shard)
 }
 
 /* ------------------------------------------------------------------------
- * History partitions: one a day, UTC
- * ------------------------------------------------------------------------ */
-
-bool
-swarm_job_history_ready(void)
-{
-	char		name[NAMEDATALEN];
-
-	partition_name(name, sizeof(name), day_of(swarm_now()));
-	return OidIsValid(get_relname_relid(name, get_namespace_oid("swarm", false)));
-}
-
-/*
- * swarm_job_keep_history: gives up, for this time, on a lock that somebody
- * holds: rows of a day without a partition go to the default one.
- */
-TimestampTz
-swarm_job_keep_history(void)
-{
-	SwarmSpi	spi;
-	int64		today = day_of(swarm_now());
-
-	swarm_spi_begin(&spi);
-	(void) set_config_option("lock_timeout", "200ms", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	make_partition(today);
-	make_partition(today + 1);
-	drop_old_partitions(today);
-	swarm_spi_end(&spi);
-	return (today + 1) * USECS_PER_DAY + USECS_PER_MINUTE;
-}
-
-static void
-make_partition(int64 day)
-{
-	char		name[NAMEDATALEN];
-	Oid			types[] = {TIMESTAMPTZOID, TIMESTAMPTZOID};
-	Datum		values[] = {TimestampTzGetDatum(day * USECS_PER_DAY),
-	TimestampTzGetDatum((day + 1) * USECS_PER_DAY)};
-
-	partition_name(name, sizeof(name), day);
-	if (OidIsValid(get_relname_relid(name, get_namespace_oid("swarm", false))))
-		return;
-	if (swarm_spi_execute("SELECT FROM ONLY swarm._job_history_default "
-						  "WHERE finished_at >= $1 AND finished_at < $2 LIMIT 1",
-						  2, types, values, NULL) > 0)
-		return;
-	swarm_spi_execute(psprintf("CREATE TABLE swarm.%s (LIKE swarm._job_history "
-							   "INCLUDING DEFAULTS INCLUDING STORAGE INCLUDING COMPRESSION)", name),
-					  0, NULL, NULL, NULL);
-	swarm_spi_execute(psprintf("ALTER TABLE swarm._job_history ATTACH PARTITION swarm.%s "
-							   "FOR VALUES FROM (%s) TO (%s)", name,
-							   quote_literal_cstr(timestamptz_to_str(day * USECS_PER_DAY)),
-							   quote_literal_cstr(timestamptz_to_str((day + 1) * USECS_PER_DAY))),
-					  0, NULL, NULL, NULL);
-}
-
-static void
-drop_old_partitions(int64 today)
-{
-	char		oldest[NAMEDATALEN];
-	Oid			types[] = {TEXTOID, TIMESTAMPTZOID};
-	Datum		values[2];
-	int64		keep_days;
-	uint64		n;
-	SPITupleTable *table;
-
-	if (history_keep_min < 0)
-		return;
-	keep_days = (history_keep_min + 24 * 60 - 1) / (24 * 60);
-	partition_name(oldest, sizeof(oldest), today - keep_days);
-	values[0] = CStringGetTextDatum(oldest);
-	values[1] = TimestampTzGetDatum(swarm_now() - (int64) history_keep_min * USECS_PER_MINUTE);
-	swarm_spi_execute("DELETE FROM ONLY swarm._job_history_default WHERE finished_at < $2",
-					  2, types, values, NULL);
-	n = swarm_spi_query("SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
-						"WHERE i.inhparent = 'swarm._job_history'::regclass "
-						"AND c.relname ~ '^_job_history_[0-9]{8}$' AND c.relname::text COLLATE \"C\" < $1",
-						1, types, values, NULL);
-	table = SPI_tuptable;
-	for (uint64 i = 0; i < n; i++)
-	{
-		SPI_tuptable = table;
-		swarm_spi_execute(psprintf("DROP TABLE swarm.%s",
-								   swarm_spi_text(i, 1)),
-						  0, NULL, NULL, NULL);
-	}
-}
-
-static int64
-day_of(TimestampTz t)
-{
-	int64		day = t / USECS_PER_DAY;
-
-	return t < 0 && t % USECS_PER_DAY != 0 ? day - 1 : day;
-}
-
-static void
-partition_name(char *name, Size size, int64 day)
-{
-	int			year,
-				month,
-				mday;
-
-	j2date((int) day + POSTGRES_EPOCH_JDATE, &year, &month, &mday);
-	snprintf(name, size, "_job_history_%04d%02d%02d", year, month, mday);
-}
-
-/* ------------------------------------------------------------------------
  * After a crash, after a copy
  * ------------------------------------------------------------------------ */
 
@@ -624,28 +519,27 @@ swarm_job_count_crash(int64 id, int attempt)
 								 CRASH_ERROR, true);
 }
 
-bool
-swarm_job_pause_if_cloned(void)
+/*
+ * is_held: shall the jobs of this database wait?  True after jobs came from a
+ * dump, and from the first look at a copy of another database, until
+ * swarm.jobs_resume().
+ */
+static bool
+is_held(void)
 {
-	SwarmSpi	spi;
 	Oid			types[] = {OIDOID};
 	Datum		values[] = {ObjectIdGetDatum(MyDatabaseId)};
-	bool		cloned;
 
-	swarm_spi_begin(&spi);
-	cloned = swarm_spi_execute("UPDATE swarm._instance SET database = $1 WHERE database <> $1",
-							   1, types, values, NULL) > 0;
-	if (cloned)
+	/* only when needed: the statement makes the settings be read again */
+	if (swarm_spi_query("SELECT FROM swarm._instance WHERE database <> $1",
+						1, types, values, NULL) > 0)
 	{
-		swarm_spi_execute("INSERT INTO swarm._queue (id, name, owner) "
-						  "VALUES (1, 'default', current_user::regrole) ON CONFLICT DO NOTHING",
-						  0, NULL, NULL, NULL);
-		swarm_spi_execute("UPDATE swarm._queue SET paused = true", 0, NULL, NULL, NULL);
-	}
-	swarm_spi_end(&spi);
-	if (cloned)
+		swarm_spi_execute("UPDATE swarm._instance SET database = $1, held = true",
+						  1, types, values, NULL);
 		ereport(WARNING,
-				(errmsg("database is a copy of another: its job queues are paused"),
-				 errhint("Call swarm.queue_resume() for each queue whose jobs shall run here.")));
-	return cloned;
+				(errmsg("database is a copy of another: its jobs are held"),
+				 errhint("Call swarm.jobs_resume() if they shall run here.")));
+		return true;
+	}
+	return swarm_spi_query("SELECT FROM swarm._instance WHERE held", 0, NULL, NULL, NULL) > 0;
 }

@@ -250,7 +250,8 @@ all_gone(Oid database)
 	LWLockAcquire(swarm_job_lock, LW_SHARED);
 	shard = swarm_shard_find(database);
 	gone = shard == NULL ||
-		(shard->runners == 0 && shard->scheduler_pid == 0 && !shard->starting);
+		(shard->runners == 0 && shard->extra == 0 && shard->scheduler_pid == 0 &&
+		 !shard->starting);
 	LWLockRelease(swarm_job_lock);
 	return gone;
 }

@@ -198,11 +198,18 @@ look_after_shards(void)
 		pid_t		pid;
 
 		LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
-		if (shard->starting && handles[i] != NULL &&
-			GetBackgroundWorkerPid(handles[i], &pid) == BGWH_STOPPED)
-			shard->starting = false;	/* died before it attached */
+
+		/*
+		 * died before it attached, or was started by a launcher before this
+		 * one
+		 */
+		if (shard->starting &&
+			(handles[i] != NULL ? GetBackgroundWorkerPid(handles[i], &pid) == BGWH_STOPPED :
+			 TimestampDifferenceExceeds(shard->restart_at, now, STARTING_MAX_MS)))
+			shard->starting = false;
 		if (shard->state != SWARM_SHARD_FREE && shard->stop &&
-			shard->scheduler_pid == 0 && !shard->starting && shard->runners == 0 &&
+			shard->scheduler_pid == 0 && !shard->starting &&
+			shard->runners == 0 && shard->extra == 0 &&
 			shard->holds == 0)
 		{
 			Oid			again = shard->reprobe ? shard->database : InvalidOid;
@@ -270,7 +277,7 @@ start_scheduler(int i)
 	if (!exists)
 	{
 		shard->stop = true;
-		if (shard->runners == 0 && shard->holds == 0)
+		if (shard->runners == 0 && shard->extra == 0 && shard->holds == 0)
 			swarm_shard_free(shard);
 		LWLockRelease(swarm_job_lock);
 		return;

@@ -64,6 +64,8 @@ swarm_runner_main(Datum main_arg)
 			swarm_worker_sleep(0, wait_event);	/* settle interrupts only */
 			continue;
 		}
+		if (slot->critical_only)
+			break;				/* what it was started for is done */
 		swarm_inflight_note(0, 0);
 		pgstat_report_stat(true);
 		pgstat_report_activity(STATE_IDLE, NULL);
@@ -139,10 +141,11 @@ told_to_end(SwarmShard *shard)
 
 	LWLockAcquire(swarm_job_lock, LW_SHARED);
 	end = slot->stop || shard->stop || shard->holds > 0 ||
-		(slot->state == SWARM_SLOT_IDLE && slot->idle_listed &&
-		 swarm_now() - slot->since >= swarm_runner_idle_timeout_ms * INT64CONST(1000) &&
-		 (shard->runners > swarm_min_runners || slot->critical_only)) ||
-		(shard->runners > swarm_max_runners && !slot->critical_only);
+		(!slot->critical_only &&
+		 ((slot->state == SWARM_SLOT_IDLE && slot->idle_listed &&
+		   shard->runners > swarm_min_runners &&
+		   swarm_now() - slot->since >= swarm_runner_idle_timeout_ms * INT64CONST(1000)) ||
+		  shard->runners > swarm_max_runners));
 	LWLockRelease(swarm_job_lock);
 	return end;
 }
@@ -154,7 +157,7 @@ superfluous(SwarmShard *shard)
 	bool		yes;
 
 	LWLockAcquire(swarm_job_lock, LW_SHARED);
-	yes = shard->runners > swarm_min_runners || slot->critical_only;
+	yes = shard->runners > swarm_min_runners;
 	LWLockRelease(swarm_job_lock);
 	return yes;
 }

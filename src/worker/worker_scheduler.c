@@ -56,11 +56,12 @@ static bool step(const char *what, Step run);
 static void step_config(SwarmShard *s);
 static void step_sweep(SwarmShard *s);
 static void step_suspects(SwarmShard *s);
+static void forget_suspects(void);
 static void step_history(SwarmShard *s);
-static void step_history_check(SwarmShard *s);
 static void start_runners(void);
 static int	runners_wanted(void);
 static bool start_runner(bool critical_only);
+static void count_runner(const SwarmSlot *slot, int by);
 static void check_starting_runners(void);
 static bool run_here(void);
 
@@ -171,6 +172,7 @@ serve_here(void)
 		return true;
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	shard->stop = true;
+	swarm_shard_stop_runners(shard);
 	LWLockRelease(swarm_job_lock);
 	return false;
 }
@@ -192,14 +194,17 @@ first_turn(void)
 	shard->scan_from = 0;
 	shard->nrechecks = SWARM_FINISHED_PARENTS + 1;
 	LWLockRelease(swarm_job_lock);
+	if (!open)
+		swarm_queue_forget(shard, true);	/* of an extension that was
+											 * dropped */
 
-	while (!step("suspects", step_suspects) || !step("settings", step_config) ||
-		   !step("history", step_history_check))
+	while (!step("suspects", step_suspects) || !step("settings", step_config))
 	{
 		if (told_to_end())
 			proc_exit(0);
 		swarm_worker_sleep(RETRY_MS, PG_WAIT_EXTENSION);
 	}
+	forget_suspects();
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	shard->state = SWARM_SHARD_SERVING;
 	shard->restarts = 0;
@@ -240,27 +245,25 @@ turn(void)
 	scan = shard->scan_from != SWARM_NO_SCAN;
 	rechecks = shard->nrechecks > 0;
 	events = shard->events_written != shard->events_read;
-	history = (shard->housekeeping && shard->queued > 0) ||
-		(next_history != 0 && swarm_now() >= next_history);
+	history = swarm_now() >= next_history &&
+		shard->completed + shard->dead + shard->cancelled > 0;
 	LWLockRelease(swarm_job_lock);
 
 	if (rebuild)
-		swarm_queue_forget(shard);
+		swarm_queue_forget(shard, false);
 	if (history)
-	{
 		step("history", step_history);
-		/* the gate opens whatever happened: there is a default partition */
-		LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
-		shard->housekeeping = false;
-		swarm_shard_wake_all(shard);
-		LWLockRelease(swarm_job_lock);
-	}
+	/* what a failed step had taken up is to be looked for everywhere */
 	if (config)
 		step("settings", step_config);
-	if (scan || rebuild)
-		step("sweep", step_sweep);
-	if (rechecks || rebuild)
-		step("dependencies", swarm_job_resolve_dependencies);
+	if ((scan || rebuild) && !step("sweep", step_sweep))
+		swarm_queue_scan_from(MyDatabaseId, 0);
+	if ((rechecks || rebuild) && !step("dependencies", swarm_job_resolve_dependencies))
+	{
+		LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+		shard->nrechecks = SWARM_FINISHED_PARENTS + 1;
+		LWLockRelease(swarm_job_lock);
+	}
 	if (events)
 		step("events", swarm_job_send_events);
 	start_runners();
@@ -274,7 +277,7 @@ turn(void)
 		return RETRY_MS;
 	if (more)
 		return 0;
-	if (next_history != 0)
+	if (next_history > swarm_now())
 		next = Min(next, next_history);
 	return TIMESTAMP_IS_NOEND(next) ? LONGEST_SLEEP_MS : Max(swarm_clock_wait_ms(next), 1);
 }
@@ -287,12 +290,7 @@ told_to_end(void)
 	if (swarm_databases_changed)
 	{
 		swarm_databases_changed = false;
-		if (!serve_here())
-		{
-			LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
-			swarm_shard_stop_runners(shard);
-			LWLockRelease(swarm_job_lock);
-		}
+		(void) serve_here();
 	}
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	end = shard->stop || shard->holds > 0 || shard->reprobe;
@@ -343,13 +341,6 @@ step(const char *what, Step run)
 static void
 step_config(SwarmShard *s)
 {
-	if (swarm_job_pause_if_cloned())
-	{
-		LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
-		s->cloned = true;
-		LWLockRelease(swarm_job_lock);
-		CommandCounterIncrement();
-	}
 	swarm_job_load_config(s);
 }
 
@@ -369,35 +360,35 @@ step_suspects(SwarmShard *s)
 	{
 		SwarmSuspect *suspect = &swarm_worker_shared->suspects[i];
 
-		if (suspect->database != MyDatabaseId)
-			continue;
-		swarm_job_count_crash(suspect->id, suspect->attempt);
-		suspect->database = InvalidOid;
+		if (suspect->database == MyDatabaseId)
+			swarm_job_count_crash(suspect->id, suspect->attempt);
 	}
 }
 
+/* They are counted, and it is committed. */
 static void
-step_history(SwarmShard *s)
+forget_suspects(void)
 {
-	next_history = swarm_now() + 10 * USECS_PER_MINUTE;
-	next_history = swarm_job_keep_history();
+	for (int i = 0; i < swarm_max_slots; i++)
+	{
+		if (swarm_worker_shared->suspects[i].database == MyDatabaseId)
+			swarm_worker_shared->suspects[i].database = InvalidOid;
+	}
 }
 
 /*
- * step_history_check: without today's partition, the first job makes the
- * scheduler create it, and waits; not before, so that a restored dump may
- * bring its own.
+ * step_history: tomorrow's partition, and the end of old ones; once a day,
+ * and again in ten minutes when it fails, for a lock perhaps.
  */
 static void
-step_history_check(SwarmShard *s)
+step_history(SwarmShard *s)
 {
-	bool		ready = swarm_job_history_ready();
+	TimestampTz now = swarm_now();
 
-	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
-	s->housekeeping = !ready;
-	LWLockRelease(swarm_job_lock);
-	if (ready)
-		next_history = swarm_now();
+	next_history = now + 10 * USECS_PER_MINUTE;
+	swarm_job_history_prepare();
+	swarm_job_history_drop_old();
+	next_history = now - now % USECS_PER_DAY + USECS_PER_DAY + USECS_PER_MINUTE;
 }
 
 /* ------------------------------------------------------------------------
@@ -421,7 +412,7 @@ start_runners(void)
 	}
 	LWLockAcquire(swarm_job_lock, LW_SHARED);
 	critical = shard->critical > 0 && dlist_is_empty(&shard->idle) &&
-		shard->runners == swarm_max_runners && swarm_max_runners > 0;
+		shard->runners >= swarm_max_runners && shard->extra == 0;
 	LWLockRelease(swarm_job_lock);
 	if (critical)
 		(void) start_runner(true);
@@ -430,13 +421,15 @@ start_runners(void)
 static int
 runners_wanted(void)
 {
+	static int	allowed = 0;	/* the maximum at the last call */
 	int			n = 0;
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
-	if (shard->want_runner && !dlist_is_empty(&shard->ring) &&
-		dlist_is_empty(&shard->idle))
+	if ((shard->want_runner || swarm_max_runners > allowed) &&
+		!dlist_is_empty(&shard->ring) && dlist_is_empty(&shard->idle))
 		n = Min(swarm_max_runners - shard->runners, shard->queued);
 	shard->want_runner = false;
+	allowed = swarm_max_runners;
 	LWLockRelease(swarm_job_lock);
 	return Max(n, 0);
 }
@@ -472,7 +465,7 @@ start_runner(bool critical_only)
 		slot->job = 0;
 		arg.slot = swarm_slot_number(slot);
 		arg.generation = ++slot->generation;
-		shard->runners++;
+		count_runner(slot, 1);
 	}
 	LWLockRelease(swarm_job_lock);
 	if (slot == NULL)
@@ -493,7 +486,7 @@ start_runner(bool critical_only)
 		TimestampTz now = GetCurrentTimestamp();
 
 		slot->state = SWARM_SLOT_FREE;
-		shard->runners--;
+		count_runner(slot, -1);
 		if (TimestampDifferenceExceeds(swarm_worker_shared->last_exhausted_warning,
 									   now, WARN_EVERY_MS))
 		{
@@ -509,6 +502,16 @@ start_runner(bool critical_only)
 				 errdetail("Jobs go on in the processes that are there."),
 				 errhint("Raise max_worker_processes.")));
 	return started;
+}
+
+/* count_runner: the extra one is not counted with the others.  Lock held. */
+static void
+count_runner(const SwarmSlot *slot, int by)
+{
+	if (slot->critical_only)
+		shard->extra += by;
+	else
+		shard->runners += by;
 }
 
 /*
@@ -534,7 +537,7 @@ check_starting_runners(void)
 		{
 			slot->state = SWARM_SLOT_FREE;
 			slot->generation++;
-			shard->runners--;
+			count_runner(slot, -1);
 			shard->want_runner = true;
 		}
 	}
@@ -548,7 +551,6 @@ check_starting_runners(void)
 static bool
 run_here(void)
 {
-	static bool run_initialized = false;
 	bool		needed;
 	bool		did;
 
@@ -579,9 +581,7 @@ run_here(void)
 		return false;
 
 	swarm_inflight_open(swarm_slot_number(own_slot));
-	if (!run_initialized)
-		swarm_job_run_init();
-	run_initialized = true;
+	swarm_job_run_init();
 	did = swarm_runner_turn(shard, own_slot, CurrentMemoryContext);
 	swarm_inflight_note(0, 0);
 	swarm_queue_slot_died(own_slot);

@@ -102,7 +102,8 @@ put_process(ReturnSetInfo *rsinfo, const char *role, int pid, Oid database,
 			values[13] = CStringGetTextDatum(slot->message);
 			for (int i = 7; i <= 13; i++)
 				nulls[i] = false;
-			nulls[13] = slot->message[0] == '\0';
+			nulls[12] = nulls[13] = !is_member_of_role(GetUserId(), slot->owner);
+			nulls[13] |= slot->message[0] == '\0';
 		}
 	}
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
@@ -180,10 +181,10 @@ check_shard(ReturnSetInfo *rsinfo, const SwarmShard *shard)
 			  shard->scan_from == SWARM_NO_SCAN ? "all ready jobs are in memory" :
 			  "some jobs wait on disk until there is room in memory",
 			  "Raise pg_swarm.job_slots if this lasts.");
-	put_check(rsinfo, "original", !shard->cloned,
-			  shard->cloned ? "the database was copied: its queues were paused" :
-			  "the database is not a copy",
-			  "Call swarm.queue_resume() for each queue whose jobs shall run here.");
+	put_check(rsinfo, "jobs released", !shard->held,
+			  shard->held ? "the database was copied or restored: its jobs are held" :
+			  "jobs are not held",
+			  "Call swarm.jobs_resume() if they shall run here.");
 }
 
 static void
