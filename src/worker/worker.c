@@ -51,7 +51,7 @@ swarm_worker_init(void)
 	DefineCustomIntVariable("pg_swarm.max_runners",
 							"Most runner processes of one database.",
 							"One more is started for a critical job when all are busy.",
-							&swarm_max_runners, 4, 1, 1000,
+							&swarm_max_runners, 4, 0, 1000,
 							PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("pg_swarm.min_runners",
 							"Runner processes of one database that are kept when idle.",

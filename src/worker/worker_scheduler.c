@@ -412,7 +412,8 @@ start_runners(void)
 	}
 	LWLockAcquire(swarm_job_lock, LW_SHARED);
 	critical = shard->critical > 0 && dlist_is_empty(&shard->idle) &&
-		shard->runners >= swarm_max_runners && shard->extra == 0;
+		shard->runners >= swarm_max_runners && shard->extra == 0 &&
+		swarm_max_runners > 0;
 	LWLockRelease(swarm_job_lock);
 	if (critical)
 		(void) start_runner(true);

@@ -126,6 +126,16 @@ answers($node, 'all are served again');
 answers($node, '... all', 'two');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM swarm.health() WHERE NOT ok'), '0', 'health() has no complaint');
 
+# The number of runners can be changed at any time.
+my $runners = q{SELECT count(*) FROM swarm.workers WHERE role = 'runner' AND database = 'two'};
+$node->append_conf('postgresql.conf', "pg_swarm.max_runners = 0\npg_swarm.min_runners = 0");
+$node->reload;
+poll_ok($node, $runners, 'no runner is left', '0');
+$node->safe_psql('two', q{SELECT swarm.job_enqueue('sql', '{"sql": "SELECT 1"}')});
+$node->append_conf('postgresql.conf', "pg_swarm.max_runners = 2\npg_swarm.min_runners = 1");
+$node->reload;
+jobs_end($node, 'what waited is run when there may be runners again', 'two');
+
 # Without preload: types, enqueue and views work; what needs a worker says so.
 my $two_jobs = $node->safe_psql('two', 'SELECT count(*) FROM swarm.jobs');
 $node->append_conf('postgresql.conf', "shared_preload_libraries = ''");
