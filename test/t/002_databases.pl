@@ -98,7 +98,7 @@ jobs_end($node, '... and they are finished', 'kept');
 is(sql_error($node, 'ALTER DATABASE kept SET TABLESPACE pg_default'), '', 'SET TABLESPACE back');
 is(sql_error($node, 'DROP TABLESPACE space'), '', '... and nobody is left in the old one');
 
-# A copy is paused, says so, and runs when it is told to.
+# The jobs of a copy are held, it says so, and they run when it is told to.
 work_table($node, 'kept');
 $node->safe_psql('kept', q{
 SELECT swarm.queue_create('side');
@@ -110,21 +110,18 @@ for my $how (@method)
 	my $name = "copy by$how";
 
 	is(sql_error($node, "CREATE DATABASE copy TEMPLATE kept$how"), '', "$name: CREATE DATABASE TEMPLATE while jobs run");
-	poll_ok($node, q{SELECT NOT ok FROM swarm.health() WHERE name = 'original'}, "$name: health() says what it is", 't', 'copy');
-	is( $node->safe_psql('copy', q{SELECT string_agg(queue || ' ' || paused, ',' ORDER BY queue COLLATE "C") FROM swarm.queues}),
-		'default true,side true', "$name: its queues are paused");
+	poll_ok($node, q{SELECT NOT ok FROM swarm.health() WHERE name = 'jobs released'}, "$name: health() says what it is", 't', 'copy');
 	my $live = $node->safe_psql('copy', 'SELECT count(*) FROM swarm.jobs WHERE finished_at IS NULL');
 	poll_ok($node, q{SELECT count(*) FROM swarm.jobs WHERE state = 'ready'}, "$name: its jobs wait", $live, 'copy');
 	is($node->safe_psql('copy', 'SELECT count(*) FROM work'), 100 - $live, "$name: ... all of them");
-	$node->safe_psql('copy', "SELECT swarm.queue_resume(queue) FROM swarm.queues");
-	jobs_end($node, "$name: they run after queue_resume()", 'copy');
+	$node->safe_psql('copy', 'SELECT swarm.jobs_resume()');
+	jobs_end($node, "$name: they run after jobs_resume()", 'copy');
 	once_each($node, 100, "$name: ... each once", 'copy');
 	answers($node, "$name: ... and new ones do", 'copy');
 	is(sql_error($node, 'DROP DATABASE copy'), '', "$name: DROP DATABASE");
 }
 jobs_end($node, 'the original ends what it has', 'kept');
 once_each($node, 100, '... each job once', 'kept');
-is($node->safe_psql('kept', q{SELECT count(*) FROM swarm.queues WHERE paused}), '0', '... and was never paused');
 
 # What went on in the other database all the while.
 jobs_end($node, 'the jobs of the other database have ended');
