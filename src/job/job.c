@@ -13,6 +13,6 @@ void
 swarm_job_init(void)
 {
 	swarm_job_state_init();
-	swarm_job_queue_init();
+	swarm_job_shmem_init();
 	swarm_job_history_init();
 }

@@ -86,7 +86,7 @@ extern SwarmJobState swarm_job_state_next(SwarmJobState from, SwarmJobEvent even
 extern int64 swarm_job_backoff_us(int attempts);
 
 /* ------------------------------------------------------------------------
- * The queue in shared memory (job_queue.c, job_claim.c)
+ * The queue in shared memory (job_shmem.c, job_limits.c, job_queue.c, job_claim.c)
  * ------------------------------------------------------------------------ */
 
 /* What a job is to the queue: enough to order, limit and find it. */

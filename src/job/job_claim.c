@@ -36,9 +36,6 @@ static bool kind_may_start(SwarmShard *shard, SwarmEntry *e, TimestampTz now);
 static bool queue_may_start(SwarmShard *shard, SwarmQueue *q, TimestampTz now);
 static void take_entry(SwarmShard *shard, SwarmEntry *e, SwarmEntryState state);
 static void finish_entry(SwarmShard *shard, SwarmEntry *e, SwarmJobState state);
-static bool bucket_take(SwarmBucket *b, TimestampTz now);
-static bool bucket_has(SwarmBucket *b, TimestampTz now);
-static TimestampTz bucket_next(const SwarmBucket *b, TimestampTz now);
 
 /* ------------------------------------------------------------------------
  * Claiming
@@ -195,9 +192,9 @@ queue_may_start(SwarmShard *shard, SwarmQueue *q, TimestampTz now)
 		return false;
 	if (q->max_running > 0 && q->running >= q->max_running)
 		return false;
-	if (!bucket_has(&q->bucket, now))
+	if (!swarm_bucket_has(&q->bucket, now))
 	{
-		swarm_timer_arm(shard, &q->timer, bucket_next(&q->bucket, now));
+		swarm_timer_arm(shard, &q->timer, swarm_bucket_next(&q->bucket, now));
 		return false;
 	}
 	return true;
@@ -215,10 +212,10 @@ kind_may_start(SwarmShard *shard, SwarmEntry *e, TimestampTz now)
 
 	if ((k->max_running == 0 || k->running < k->max_running) &&
 		(!suspect || shard->suspects_running == 0) &&
-		bucket_take(&k->bucket, now))
+		swarm_bucket_take(&k->bucket, now))
 	{
 		if (!dlist_is_empty(&k->parked) && k->bucket.capacity > 0 && !k->timer.armed)
-			swarm_timer_arm(shard, &k->timer, bucket_next(&k->bucket, now));
+			swarm_timer_arm(shard, &k->timer, swarm_bucket_next(&k->bucket, now));
 		return true;
 	}
 
@@ -230,7 +227,7 @@ kind_may_start(SwarmShard *shard, SwarmEntry *e, TimestampTz now)
 	dlist_push_tail(&k->parked, &e->link);
 	if (k->bucket.capacity > 0 && !k->timer.armed &&
 		(k->max_running == 0 || k->running < k->max_running))
-		swarm_timer_arm(shard, &k->timer, bucket_next(&k->bucket, now));
+		swarm_timer_arm(shard, &k->timer, swarm_bucket_next(&k->bucket, now));
 	return false;
 }
 
@@ -248,7 +245,7 @@ take_entry(SwarmShard *shard, SwarmEntry *e, SwarmEntryState state)
 	q->running++;
 	q->started++;
 	e->kind->running++;
-	(void) bucket_take(&q->bucket, swarm_now());
+	(void) swarm_bucket_take(&q->bucket, swarm_now());
 	if (e->job.priority == SWARM_PRIORITY_CRITICAL)
 		q->critical_run++;
 	else
@@ -274,7 +271,7 @@ swarm_queue_lease(SwarmShard *shard, int32 queue, int max, int64 lease_us,
 	q = swarm_queue_get(shard->database, queue, false);
 	while (n < max && q != NULL && !q->paused && claims_open(shard) &&
 		   (q->max_running == 0 || q->running < q->max_running) &&
-		   bucket_has(&q->bucket, now))
+		   swarm_bucket_has(&q->bucket, now))
 	{
 		dlist_head *list = best_list(q->external, false,
 									 q->critical_run < CRITICAL_IN_A_ROW);
@@ -284,7 +281,7 @@ swarm_queue_lease(SwarmShard *shard, int32 queue, int max, int64 lease_us,
 			break;
 		e = dlist_container(SwarmEntry, link, dlist_head_node(list));
 		if ((e->kind->max_running > 0 && e->kind->running >= e->kind->max_running) ||
-			!bucket_take(&e->kind->bucket, now))
+			!swarm_bucket_take(&e->kind->bucket, now))
 			break;
 		take_entry(shard, e, ENTRY_LEASED);
 		e->since = now;
@@ -534,68 +531,4 @@ swarm_queue_slot_died(SwarmSlot *slot)
 	slot->pid = 0;
 	slot->latch = NULL;
 	LWLockRelease(swarm_job_lock);
-}
-
-/* ------------------------------------------------------------------------
- * Token buckets
- *
- * A bucket holds up to `capacity` tokens and gains per_us; both are chosen so
- * that no window of one period, wherever it begins, sees more than `limit`
- * starts: capacity + per_us * period <= limit, or, for a capacity of one,
- * starts at least period / limit apart.
- * ------------------------------------------------------------------------ */
-
-void
-swarm_bucket_set(SwarmBucket *b, int limit, int64 period_us)
-{
-	double		capacity;
-	double		per_us;
-
-	if (limit <= 0)
-	{
-		b->capacity = 0;
-		return;
-	}
-	capacity = limit >= 20 ? limit / 10 : 1;
-	per_us = (limit - (capacity > 1 ? capacity : 0)) / (double) period_us;
-	if (b->capacity == capacity && b->per_us == per_us)
-		return;
-	b->capacity = capacity;
-	b->per_us = per_us;
-	b->tokens = capacity;
-	b->at = swarm_now();
-}
-
-static void
-bucket_refill(SwarmBucket *b, TimestampTz now)
-{
-	/* a clock that was set back gives nothing, and takes nothing */
-	if (now > b->at)
-		b->tokens = Min(b->capacity, b->tokens + (now - b->at) * b->per_us);
-	b->at = now;
-}
-
-static bool
-bucket_has(SwarmBucket *b, TimestampTz now)
-{
-	if (b->capacity == 0)
-		return true;
-	bucket_refill(b, now);
-	return b->tokens >= 1;
-}
-
-static bool
-bucket_take(SwarmBucket *b, TimestampTz now)
-{
-	if (!bucket_has(b, now))
-		return false;
-	if (b->capacity > 0)
-		b->tokens -= 1;
-	return true;
-}
-
-static TimestampTz
-bucket_next(const SwarmBucket *b, TimestampTz now)
-{
-	return now + Max((int64) ((1 - b->tokens) / b->per_us) + 1, 1);
 }

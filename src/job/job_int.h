@@ -134,11 +134,14 @@ typedef struct SwarmJobShared
 
 extern SwarmJobShared *swarm_job_shared;
 extern HTAB *swarm_job_entries;
+extern HTAB *swarm_queue_table;
+extern HTAB *swarm_kind_table;
+extern int	swarm_max_queues;
 extern int	swarm_job_slots;
 extern int	swarm_job_ageing_ms;
 
 /* Called by swarm_job_init(): each file defines its settings. */
-extern void swarm_job_queue_init(void);
+extern void swarm_job_shmem_init(void);
 extern void swarm_job_state_init(void);
 extern void swarm_job_history_init(void);
 
@@ -155,14 +158,16 @@ typedef struct SwarmQueueStatus
 	double		rate;			/* finished a second, over about a minute */
 } SwarmQueueStatus;
 
-/* job_queue.c; takes the lock.  complete: nothing is on disk only. */
+/* job_limits.c; takes the lock.  complete: nothing is on disk only. */
 extern int	swarm_queue_status(Oid database, SwarmQueueStatus **list, bool *complete);
 
-/* job_queue.c; all with the lock held */
+/* job_shmem.c, job_limits.c, job_queue.c; all with the lock held */
 extern SwarmEntry *swarm_entry_find(Oid database, int64 id);
 extern void swarm_entry_place(SwarmShard *shard, SwarmEntry *e, bool front);
 extern void swarm_entry_unlist(SwarmShard *shard, SwarmEntry *e);
 extern void swarm_entry_remove(SwarmShard *shard, SwarmEntry *e);
+extern int	swarm_timer_compare(const pairingheap_node *a, const pairingheap_node *b,
+								void *arg);
 extern void swarm_timer_arm(SwarmShard *shard, SwarmTimer *t, TimestampTz due);
 extern void swarm_timer_disarm(SwarmShard *shard, SwarmTimer *t);
 extern void swarm_queue_consider(SwarmShard *shard, SwarmQueue *q);
@@ -183,13 +188,20 @@ extern int64 swarm_interval_us(const Interval *interval);
 /* job_run.c: the slot of this process while it runs a job, or NULL */
 extern SwarmSlot *swarm_job_current_slot;
 
-/* job_claim.c */
-extern void swarm_bucket_set(SwarmBucket *b, int limit, int64 period_us);
+/* job_limits.c */
 extern SwarmQueue *swarm_queue_get(Oid database, int32 id, bool create);
 extern SwarmKind *swarm_kind_get(Oid database, int32 id, bool create);
 extern void swarm_kind_unpark(SwarmShard *shard, SwarmKind *k);
 extern void swarm_kind_unpark_each(SwarmShard *shard);
+extern void swarm_bucket_set(SwarmBucket *b, int limit, int64 period_us);
+extern bool swarm_bucket_has(SwarmBucket *b, TimestampTz now);
+extern bool swarm_bucket_take(SwarmBucket *b, TimestampTz now);
+extern TimestampTz swarm_bucket_next(const SwarmBucket *b, TimestampTz now);
+
+/* job_queue.c; takes the lock */
 extern void swarm_queue_mark_parent(SwarmShard *shard, int64 id);
+
+/* job_claim.c; the first takes the lock */
 extern int	swarm_queue_lease(SwarmShard *shard, int32 queue, int max,
 							  int64 lease_us, SwarmReady *jobs, int64 *tokens);
 extern void swarm_entry_release(SwarmShard *shard, SwarmEntry *e);
