@@ -220,6 +220,7 @@ typedef struct SwarmShard
 	uint32		prepared_count; /* counts changes of it */
 	TimestampTz disk_due;		/* earliest timer left on disk */
 	bool		config_stale;	/* claims wait for the reload */
+	uint32		config_changes; /* counts what made it so */
 	bool		left_behind;	/* a queue's jobs exceed its share of memory */
 	bool		rebuild;		/* forget unclaimed entries and sweep again */
 	int			queued;			/* entries in memory, unclaimed */
@@ -344,7 +345,8 @@ typedef struct SwarmKindConfig
 
 extern void swarm_queue_configure(SwarmShard *shard,
 								  const SwarmQueueConfig *queues, int nqueues,
-								  const SwarmKindConfig *kinds, int nkinds);
+								  const SwarmKindConfig *kinds, int nkinds,
+								  uint32 changes);
 
 /* ------------------------------------------------------------------------
  * The tables (job_store.c); all inside a transaction, as a superuser

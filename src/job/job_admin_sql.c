@@ -454,8 +454,7 @@ ring_config(void *item)
 	shard = swarm_shard_find(*(Oid *) item);
 	if (shard != NULL)
 	{
-		shard->config_stale = true;
-		swarm_shard_wake_scheduler(shard);
+		swarm_shard_config_changed(shard);
 	}
 	LWLockRelease(swarm_job_lock);
 }
@@ -472,9 +471,8 @@ ring_rebuild(void *item)
 	shard = swarm_shard_find(*(Oid *) item);
 	if (shard != NULL)
 	{
-		shard->config_stale = true;
 		shard->rebuild = true;
-		swarm_shard_wake_scheduler(shard);
+		swarm_shard_config_changed(shard);
 	}
 	LWLockRelease(swarm_job_lock);
 }

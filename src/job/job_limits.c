@@ -154,12 +154,14 @@ swarm_kind_unpark_each(SwarmShard *shard)
 
 /*
  * swarm_queue_configure: bring the settings in memory up to what the tables
- * say.  Queues and kinds that are not listed have none.
+ * said when `changes` was the count of changes.  Queues and kinds that are not
+ * listed have none.
  */
 void
 swarm_queue_configure(SwarmShard *shard,
 					  const SwarmQueueConfig *queue_config, int nqueues,
-					  const SwarmKindConfig *kind_config, int nkinds)
+					  const SwarmKindConfig *kind_config, int nkinds,
+					  uint32 changes)
 {
 	HASH_SEQ_STATUS seq;
 	SwarmQueue *q;
@@ -229,7 +231,7 @@ swarm_queue_configure(SwarmShard *shard,
 	}
 	if (shard->left_behind)
 		shard->scan_from = 0;
-	shard->config_stale = false;
+	shard->config_stale = shard->config_changes != changes;
 	swarm_shard_wake_all(shard);
 	LWLockRelease(swarm_job_lock);
 }

@@ -311,6 +311,18 @@ swarm_shard_wake_all(SwarmShard *shard)
 }
 
 /*
+ * swarm_shard_config_changed: claims wait until the scheduler has read the
+ * settings, and read them again if this comes while it does.
+ */
+void
+swarm_shard_config_changed(SwarmShard *shard)
+{
+	shard->config_stale = true;
+	shard->config_changes++;
+	swarm_shard_wake_scheduler(shard);
+}
+
+/*
  * swarm_shard_recheck: the scheduler shall look at the dependencies of, or
  * on, this job.
  */

@@ -67,7 +67,11 @@ swarm_job_load_config(SwarmShard *shard)
 	int			nqueues,
 				nkinds;
 	bool		held;
+	uint32		changes;
 
+	LWLockAcquire(swarm_job_lock, LW_SHARED);
+	changes = shard->config_changes;
+	LWLockRelease(swarm_job_lock);
 	swarm_spi_begin(&spi);
 	nqueues = (int) swarm_spi_query(
 									"SELECT id, coalesce(max_running, 0), coalesce(rate_limit, 0), "
@@ -105,7 +109,7 @@ swarm_job_load_config(SwarmShard *shard)
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	shard->held = held;
 	LWLockRelease(swarm_job_lock);
-	swarm_queue_configure(shard, queues, nqueues, kinds, nkinds);
+	swarm_queue_configure(shard, queues, nqueues, kinds, nkinds, changes);
 	swarm_spi_end(&spi);
 }
 
@@ -217,7 +221,7 @@ swarm_job_prepared_ended(Oid database)
 	{
 		if (shard->prepared_from == 0)
 		{
-			shard->config_stale = true;
+			swarm_shard_config_changed(shard);
 			shard->rebuild = true;
 			shard->nrechecks = SWARM_FINISHED_PARENTS + 1;
 		}
@@ -251,7 +255,7 @@ swarm_job_check_prepared(SwarmShard *shard)
 			shard->scan_from = Min(shard->scan_from, shard->prepared_from);
 			if (shard->prepared_from == 0)
 			{
-				shard->config_stale = true;
+				swarm_shard_config_changed(shard);
 				shard->rebuild = true;
 			}
 			shard->prepared_from = SWARM_NO_SCAN;
