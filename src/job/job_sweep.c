@@ -106,7 +106,12 @@ swarm_job_load_config(SwarmShard *shard)
 		kinds[i].rate_us = swarm_spi_int64(i, 3);
 	}
 	held = is_held();
+	/* what memory has of half a restore is looked at anew, before any claim */
+	if (shard->held && !held)
+		swarm_queue_forget(shard, false);
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	if (shard->held && !held)
+		shard->nrechecks = SWARM_FINISHED_PARENTS + 1;
 	shard->held = held;
 	LWLockRelease(swarm_job_lock);
 	swarm_queue_configure(shard, queues, nqueues, kinds, nkinds, changes);

@@ -54,7 +54,8 @@ static Oid	database_to_hold(Node *stmt);
 static Oid	template_database(CreatedbStmt *stmt);
 static bool touches_extension(Node *stmt);
 static bool may_alter_database(Oid database);
-static void hold(Oid database);
+static bool hold(Oid database);
+static void await_end(Oid database);
 static void release(void *item);
 static bool all_gone(Oid database);
 static void probe_at_commit(Oid database);
@@ -81,8 +82,9 @@ utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 
 	if (OidIsValid(database))
 	{
-		swarm_doorbell_add(release, release, &database, sizeof(database));
-		hold(database);
+		if (hold(database))
+			swarm_doorbell_add(release, release, &database, sizeof(database));
+		await_end(database);
 	}
 	call_previous(pstmt, query, read_only_tree, context, params, env, dest, qc);
 
@@ -210,15 +212,13 @@ touches_extension(Node *stmt)
  * ------------------------------------------------------------------------ */
 
 /*
- * hold: nobody of ours in this database until release().  Waits for those
- * inside to leave, a few seconds at most; the command itself then waits or
- * fails as the server does.
+ * hold: nobody of ours in this database until release(); those inside are told
+ * to leave.  False if it is not served: nothing to release.
  */
-static void
+static bool
 hold(Oid database)
 {
 	SwarmShard *shard;
-	TimestampTz start = GetCurrentTimestamp();
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	shard = swarm_shard_find(database);
@@ -231,8 +231,19 @@ hold(Oid database)
 			kill(shard->scheduler_pid, SIGTERM);
 	}
 	LWLockRelease(swarm_job_lock);
+	return shard != NULL;
+}
 
-	while (shard != NULL && !all_gone(database) &&
+/*
+ * await_end: wait for those inside to leave, a few seconds at most; the
+ * command itself then waits or fails as the server does.
+ */
+static void
+await_end(Oid database)
+{
+	TimestampTz start = GetCurrentTimestamp();
+
+	while (!all_gone(database) &&
 		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), HOLD_WAIT_MS))
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,

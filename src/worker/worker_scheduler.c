@@ -229,6 +229,7 @@ turn(void)
 {
 	TimestampTz next = swarm_queue_tick(shard);
 	bool		rebuild,
+				held,
 				config,
 				scan,
 				rechecks,
@@ -241,9 +242,11 @@ turn(void)
 	check_starting_runners();
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	rebuild = shard->rebuild;
+	held = shard->held;
 	config = shard->config_stale;
-	scan = shard->scan_from != SWARM_NO_SCAN;
-	rechecks = shard->nrechecks > 0;
+	/* half a restore is no base for decisions */
+	scan = shard->scan_from != SWARM_NO_SCAN && !shard->held;
+	rechecks = shard->nrechecks > 0 && !shard->held;
 	events = shard->events_written != shard->events_read;
 	history = swarm_now() >= next_history &&
 		shard->completed + shard->dead + shard->cancelled > 0;
@@ -256,9 +259,9 @@ turn(void)
 	/* what a failed step had taken up is to be looked for everywhere */
 	if (config)
 		step("settings", step_config);
-	if ((scan || rebuild) && !step("sweep", step_sweep))
+	if ((scan || (rebuild && !held)) && !step("sweep", step_sweep))
 		swarm_queue_scan_from(MyDatabaseId, 0);
-	if ((rechecks || rebuild) && !step("dependencies", swarm_job_resolve_dependencies))
+	if ((rechecks || (rebuild && !held)) && !step("dependencies", swarm_job_resolve_dependencies))
 	{
 		LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 		shard->nrechecks = SWARM_FINISHED_PARENTS + 1;
@@ -271,7 +274,7 @@ turn(void)
 		more = true;
 
 	LWLockAcquire(swarm_job_lock, LW_SHARED);
-	more |= shard->nrechecks > 0 || shard->config_stale || shard->rebuild;
+	more |= (shard->nrechecks > 0 && !shard->held) || shard->config_stale || shard->rebuild;
 	LWLockRelease(swarm_job_lock);
 	if (step_failed)
 		return RETRY_MS;
