@@ -1,4 +1,5 @@
-// pg_swarm: handlers run inside the server.  k1: a transaction a job; k100: a queue whose jobs share one by the hundred.
+// pg_swarm: handlers run inside the server.  k1: a transaction a job; k100: a queue whose jobs share one by the hundred;
+// group: a transaction a job, whose commits are flushed together (a job counts as done when it is on disk).
 import { open, sleep } from '../lib.mjs'
 
 export async function create (db, variant = 'k1') {
@@ -18,7 +19,7 @@ export async function create (db, variant = 'k1') {
         declare t timestamptz := clock_timestamp();
         begin insert into public.jb_start values ((job.args->>'seq')::int, t); return null; end $$`)
       await admin.query("select swarm.handler_register('noop', 'public.jb_noop'), swarm.handler_register('mark', 'public.jb_mark')")
-      await admin.query(`select swarm.queue_create('q', batch => ${batch})`)
+      await admin.query(`select swarm.queue_create('q', batch => ${batch}, group_commit => ${variant === 'group'})`)
     },
     async producer () {
       const c = await open(db)
@@ -48,7 +49,7 @@ export async function create (db, variant = 'k1') {
       for (const r of (await admin.query('select seq, extract(epoch from started)*1e6 as t from jb_start')).rows) starts.set(r.seq, Number(r.t) - off)
     },
     running: async () => +(await admin.query("select count(*) as n from pg_stat_activity where backend_type = 'pg_swarm runner' and datname = current_database()")).rows[0].n,
-    remaining: async () => +(await admin.query({ name: 'left', text: "select ready + running as n from swarm.queues where queue = 'q'" })).rows[0].n,
+    remaining: async () => +(await admin.query({ name: 'left', text: "select ready + started - finished as n from swarm.queues where queue = 'q'" })).rows[0].n,
     async clear () {
       await admin.query("select swarm.queue_resume('q')")
       while (await this.remaining()) await sleep(50)
