@@ -385,6 +385,7 @@ swarm_queue_committed(SwarmShard *shard, const SwarmClaim *claim,
 	swarm_slot_at(e->slot)->finished++;
 	swarm_entry_release(shard, e);
 	e->state = ENTRY_COMMITTED;
+	e->queue->unflushed++;
 	e->lsn = lsn;
 	e->ended = state;
 	if (dlist_is_empty(&shard->committed))

@@ -63,6 +63,7 @@ typedef struct SwarmQueue
 	int			nready;
 	int			nexternal;
 	int			running;
+	int			unflushed;		/* ended, but not known to be on disk */
 	int			unclaimed;		/* in any list or timer */
 	int			ntimers;		/* of them due later */
 	int			nparked;		/* of them parked with their kind */

@@ -77,7 +77,7 @@ evict_queue(void)
 	hash_seq_init(&seq, swarm_queue_table);
 	while ((q = hash_seq_search(&seq)) != NULL)
 	{
-		if (q->unclaimed > 0 || q->running > 0 || q->max_running > 0 || q->batch > 1 ||
+		if (q->unclaimed > 0 || q->running > 0 || q->unflushed > 0 || q->max_running > 0 || q->batch > 1 ||
 			q->paused || q->notify || q->dependency_failure != 'c' ||
 			q->bucket.capacity > 0 || q->timer.armed)
 			continue;
@@ -307,7 +307,7 @@ swarm_queue_status(Oid database, SwarmQueueStatus **list, bool *complete)
 			continue;
 		s->id = q->key.id;
 		s->ready = q->nready + q->nexternal;
-		s->running = q->running;
+		s->running = q->running + q->unflushed;
 		s->depth = q->unclaimed;
 		s->started = q->started;
 		s->finished = q->finished;

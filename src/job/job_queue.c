@@ -399,7 +399,10 @@ swarm_entry_remove(SwarmShard *shard, SwarmEntry *e)
 	if (e->state == ENTRY_CLAIMED || e->state == ENTRY_LEASED)
 		swarm_entry_release(shard, e);
 	else if (e->state == ENTRY_COMMITTED)
+	{
 		dlist_delete(&e->link);
+		e->queue->unflushed--;
+	}
 	else
 	{
 		swarm_entry_unlist(shard, e);

@@ -49,7 +49,7 @@ export async function create (db, variant = 'k1') {
       for (const r of (await admin.query('select seq, extract(epoch from started)*1e6 as t from jb_start')).rows) starts.set(r.seq, Number(r.t) - off)
     },
     running: async () => +(await admin.query("select count(*) as n from pg_stat_activity where backend_type = 'pg_swarm runner' and datname = current_database()")).rows[0].n,
-    remaining: async () => +(await admin.query({ name: 'left', text: "select ready + started - finished as n from swarm.queues where queue = 'q'" })).rows[0].n,
+    remaining: async () => +(await admin.query({ name: 'left', text: "select ready + running as n from swarm.queues where queue = 'q'" })).rows[0].n,
     async clear () {
       await admin.query("select swarm.queue_resume('q')")
       while (await this.remaining()) await sleep(50)
