@@ -164,7 +164,7 @@ run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n,
 		for (int i = 0; i < n; i++)
 		{
 			MemoryContextSwitchTo(one);
-			run_one(slot, &claims[i], &out[i], i == 0);
+			run_one(slot, &claims[i], &out[i], n == 1);
 			MemoryContextReset(one);
 		}
 		MemoryContextSwitchTo(turn);
