@@ -401,6 +401,7 @@ extern void swarm_job_record_attempt(int64 id, int attempts, TimestampTz run_at,
 extern char *swarm_job_queue_name(int32 id);
 extern char *swarm_job_kind_name(int32 id);
 extern void swarm_job_names_keep(MemoryContext context);
+extern void swarm_job_names_changed(int by);
 extern int32 swarm_job_find_queue(const char *name);	/* 0 = none */
 extern int32 swarm_job_find_kind(const char *name, bool *external); /* 0 = none */
 

@@ -28,7 +28,6 @@
 #include "job/job_handler.h"
 #include "job/job_int.h"
 
-#define NAME_MAX_LENGTH 128
 
 static char *checked_name(text *name, const char *what);
 static char *checked_handler(Oid proc);
@@ -38,6 +37,7 @@ static void check_owner(Oid owner, const char *what, const char *name);
 static void refuse_live_jobs(const char *column, int32 id, const char *what, const char *name);
 static void hold_jobs(void);
 static void ring_scan_all(void *item);
+static void undo_config(void *item);
 static void ring_config(void *item);
 static void ring_rebuild(void *item);
 
@@ -328,10 +328,10 @@ checked_name(text *name, const char *what)
 {
 	char	   *s = text_to_cstring(name);
 
-	if (s[0] == '\0' || strlen(s) > NAME_MAX_LENGTH)
+	if (s[0] == '\0' || strlen(s) > SWARM_NAME_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_NAME),
-				 errmsg("the name of a %s must have 1 to %d bytes", what, NAME_MAX_LENGTH)));
+				 errmsg("the name of a %s must have 1 to %d bytes", what, SWARM_NAME_MAX)));
 	return s;
 }
 
@@ -414,10 +414,12 @@ swarm_job_table_changed(PG_FUNCTION_ARGS)
 			hold_jobs();
 		swarm_doorbell_add(ring_scan_all, swarm_job_undo_told, &database, sizeof(database));
 	}
-	else if (strcmp(table, "_handler") == 0)
-		swarm_doorbell_add(ring_rebuild, swarm_job_undo_told, &database, sizeof(database));
 	else
-		swarm_doorbell_add(ring_config, swarm_job_undo_told, &database, sizeof(database));
+	{
+		swarm_job_names_changed(1);
+		swarm_doorbell_add(strcmp(table, "_handler") == 0 ? ring_rebuild : ring_config,
+						   undo_config, &database, sizeof(database));
+	}
 	return PointerGetDatum(NULL);
 }
 
@@ -444,10 +446,18 @@ ring_scan_all(void *item)
 }
 
 static void
+undo_config(void *item)
+{
+	swarm_job_names_changed(-1);
+	swarm_job_undo_told(item);
+}
+
+static void
 ring_config(void *item)
 {
 	SwarmShard *shard;
 
+	swarm_job_names_changed(-1);
 	if (swarm_job_shared == NULL)
 		return;
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
@@ -465,6 +475,7 @@ ring_rebuild(void *item)
 {
 	SwarmShard *shard;
 
+	swarm_job_names_changed(-1);
 	if (swarm_job_shared == NULL)
 		return;
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);

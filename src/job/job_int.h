@@ -5,6 +5,7 @@
 #ifndef SWARM_JOB_JOB_INT_H
 #define SWARM_JOB_JOB_INT_H
 
+#include "port/atomics.h"
 #include "utils/hsearch.h"
 
 #include "job/job.h"
@@ -129,6 +130,7 @@ struct SwarmEntry
 typedef struct SwarmJobShared
 {
 	int			used;			/* entries */
+	pg_atomic_uint64 names_generation;	/* counts changes of queues and kinds */
 	ConditionVariable waiters[WAIT_BUCKETS];
 	/* followed by shards and slots */
 } SwarmJobShared;
@@ -179,6 +181,9 @@ extern void swarm_queue_count_finished(SwarmQueue *q);
 extern void swarm_shard_event(SwarmShard *shard, int64 id, int32 queue,
 							  SwarmJobState state);
 extern ConditionVariable *swarm_job_waiters(int64 id);
+
+/* job_store.c: the longest name of a queue or kind, in bytes */
+#define SWARM_NAME_MAX		128
 
 /* job_sweep.c: undo of a doorbell item that begins with the database */
 extern void swarm_job_undo_told(void *item);

@@ -119,6 +119,7 @@ job_attach(void *memory, bool found)
 	{
 		for (int i = 0; i < WAIT_BUCKETS; i++)
 			ConditionVariableInit(&((SwarmJobShared *) memory)->waiters[i]);
+		pg_atomic_init_u64(&((SwarmJobShared *) memory)->names_generation, 1);
 	}
 
 	ctl.keysize = sizeof(SwarmEntryKey);

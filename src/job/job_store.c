@@ -38,6 +38,8 @@
 #include "base/spi.h"
 #include "job/job_int.h"
 
+#define REMEMBERED_IDS	8
+
 /* Columns of swarm._job, in order. */
 enum
 {
@@ -418,9 +420,84 @@ name_by_id(KnownName *known, const char *table, const char *pkey, int32 id, int 
 	return name;
 }
 
+/* ------------------------------------------------------------------------
+ * Ids of names, for enqueue
+ *
+ * A backend that enqueues looks the same few names up again and again; that
+ * was a twentieth of an enqueue.  It remembers what it has found, and forgets
+ * all when a generation in shared memory says that somebody has changed a
+ * queue or a kind.  What the current transaction has changed is not
+ * remembered, and nothing is while there is such a change.
+ * ------------------------------------------------------------------------ */
+
+typedef struct RememberedId
+{
+	uint64		generation;		/* 0 = unused */
+	int32		id;
+	bool		external;
+	char		name[SWARM_NAME_MAX + 1];
+} RememberedId;
+
+static RememberedId remembered_queues[REMEMBERED_IDS];
+static RememberedId remembered_kinds[REMEMBERED_IDS];
+static int	names_changed_here = 0;
+
+/*
+ * swarm_job_names_changed: the current transaction changes a queue or kind
+ * (+1), or a transaction of this session that did is over (-1).
+ */
+void
+swarm_job_names_changed(int by)
+{
+	names_changed_here += by;
+	if (swarm_job_shared != NULL)
+		pg_atomic_fetch_add_u64(&swarm_job_shared->names_generation, 1);
+}
+
+static RememberedId *
+recall_id(RememberedId *list, const char *name)
+{
+	uint64		generation;
+
+	if (swarm_job_shared == NULL || names_changed_here != 0)
+		return NULL;
+	generation = pg_atomic_read_u64(&swarm_job_shared->names_generation);
+	for (int i = 0; i < REMEMBERED_IDS; i++)
+	{
+		if (list[i].generation == generation && strcmp(list[i].name, name) == 0)
+			return &list[i];
+	}
+	return NULL;
+}
+
+/* `generation` was read before the lookup. */
+static void
+remember_id(RememberedId *list, uint64 generation, const char *name, int32 id,
+			bool external)
+{
+	static int	next = 0;
+	RememberedId *r = &list[next++ % REMEMBERED_IDS];
+
+	if (names_changed_here != 0 || strlen(name) > SWARM_NAME_MAX)
+		return;
+	r->generation = generation;
+	r->id = id;
+	r->external = external;
+	strcpy(r->name, name);
+}
+
+static uint64
+names_generation(void)
+{
+	return swarm_job_shared == NULL ? 0 :
+		pg_atomic_read_u64(&swarm_job_shared->names_generation);
+}
+
 int32
 swarm_job_find_queue(const char *name)
 {
+	RememberedId *known;
+	uint64		generation = names_generation();
 	Relation	rel;
 	HeapTuple	tuple;
 	bool		isnull;
@@ -428,10 +505,16 @@ swarm_job_find_queue(const char *name)
 
 	if (strcmp(name, "default") == 0)
 		return SWARM_QUEUE_DEFAULT;
+	if ((known = recall_id(remembered_queues, name)) != NULL)
+		return known->id;
 	rel = table_open(swarm_job_relation("_queue"), AccessShareLock);
 	tuple = fetch_by_key(rel, "_queue_name_key", 2, F_TEXTEQ, CStringGetTextDatum(name));
 	if (tuple != NULL)
+	{
 		id = DatumGetInt32(heap_getattr(tuple, 1, RelationGetDescr(rel), &isnull));
+		remember_id(remembered_queues, generation, name, id, false);
+		heap_freetuple(tuple);
+	}
 	table_close(rel, NoLock);
 	return id;
 }
@@ -439,6 +522,8 @@ swarm_job_find_queue(const char *name)
 int32
 swarm_job_find_kind(const char *name, bool *external)
 {
+	RememberedId *known;
+	uint64		generation = names_generation();
 	Relation	rel;
 	HeapTuple	tuple;
 	bool		isnull;
@@ -447,12 +532,19 @@ swarm_job_find_kind(const char *name, bool *external)
 	*external = false;
 	if (strcmp(name, "sql") == 0)
 		return SWARM_KIND_SQL;
+	if ((known = recall_id(remembered_kinds, name)) != NULL)
+	{
+		*external = known->external;
+		return known->id;
+	}
 	rel = table_open(swarm_job_relation("_handler"), AccessShareLock);
 	tuple = fetch_by_key(rel, "_handler_kind_key", 2, F_TEXTEQ, CStringGetTextDatum(name));
 	if (tuple != NULL)
 	{
 		id = DatumGetInt32(heap_getattr(tuple, 1, RelationGetDescr(rel), &isnull));
 		(void) heap_getattr(tuple, 4, RelationGetDescr(rel), external);
+		remember_id(remembered_kinds, generation, name, id, *external);
+		heap_freetuple(tuple);
 	}
 	table_close(rel, NoLock);
 	return id;

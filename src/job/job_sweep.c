@@ -220,6 +220,7 @@ swarm_job_prepared_ended(Oid database)
 {
 	SwarmShard *shard;
 
+	swarm_job_names_changed(0);
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	shard = swarm_shard_find(database);
 	if (shard != NULL && shard->prepared_from != SWARM_NO_SCAN)

@@ -121,6 +121,7 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 	{
 		Oid			database = MyDatabaseId;
 
+		swarm_job_names_changed(0);
 		swarm_doorbell_add(ring_reprobe, NULL, &database, sizeof(database));
 	}
 }
@@ -333,6 +334,7 @@ ring_reprobe(void *item)
 {
 	SwarmShard *shard;
 
+	swarm_job_names_changed(0);
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	shard = swarm_shard_find(*(Oid *) item);
 	if (shard != NULL)
