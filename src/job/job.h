@@ -223,6 +223,7 @@ typedef struct SwarmShard
 	uint32		config_changes; /* counts what made it so */
 	bool		left_behind;	/* a queue's jobs exceed its share of memory */
 	bool		rebuild;		/* forget unclaimed entries and sweep again */
+	bool		refilling;		/* that sweep is not over yet */
 	int			queued;			/* entries in memory, unclaimed */
 	int			critical;		/* of them ready and critical */
 	int			suspects_running;

@@ -119,7 +119,7 @@ swarm_job_claim(PG_FUNCTION_ARGS)
 
 /*
  * await_settings: the shard of this database, or NULL; a moment later if
- * changed settings are just being read.
+ * changed settings, or the jobs they concern, are just being read.
  */
 static SwarmShard *
 await_settings(void)
@@ -132,8 +132,9 @@ await_settings(void)
 
 		LWLockAcquire(swarm_job_lock, LW_SHARED);
 		shard = swarm_shard_find(MyDatabaseId);
-		stale = shard != NULL && (shard->config_stale || shard->rebuild ||
-								  shard->state != SWARM_SHARD_SERVING);
+		stale = shard != NULL && !shard->held &&
+			(shard->config_stale || shard->rebuild || shard->refilling ||
+			 shard->state != SWARM_SHARD_SERVING);
 		LWLockRelease(swarm_job_lock);
 		if (!stale)
 			break;

@@ -438,6 +438,7 @@ swarm_queue_forget(SwarmShard *shard, bool all)
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	shard->rebuild = false;
+	shard->refilling = true;
 	shard->scan_from = 0;
 	shard->disk_due = DT_NOEND;
 	shard->left_behind = false;

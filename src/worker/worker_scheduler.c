@@ -352,6 +352,9 @@ step_sweep(SwarmShard *s)
 {
 	while (swarm_job_sweep(s))
 		CHECK_FOR_INTERRUPTS();
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	s->refilling = false;
+	LWLockRelease(swarm_job_lock);
 	swarm_job_check_prepared(s);
 }
 
