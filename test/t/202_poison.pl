@@ -90,7 +90,7 @@ sub gone
 
 	for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
 	{
-		return 1 if slurp_file($n->logfile) =~ /because restart_after_crash is off/ && !-e $n->data_dir . '/postmaster.pid';
+		return 1 if slurp_file($n->logfile) =~ /because "?restart_after_crash"? is off/ && !-e $n->data_dir . '/postmaster.pid';
 		select undef, undef, undef, 0.1;
 	}
 	return 0;
