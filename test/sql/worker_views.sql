@@ -1,0 +1,64 @@
+-- health, processes, and what every public object owes its users
+SELECT name, ok FROM swarm.health() WHERE name IN ('preload', 'primary', 'launcher', 'database served', 'jobs released') ORDER BY name;
+SELECT count(*) > 5 AS checks, bool_and(detail <> '') AS details FROM swarm.health();
+SELECT role, count(*) >= 1 AS some FROM swarm.workers
+WHERE role = 'launcher' OR database = current_database() GROUP BY role ORDER BY role;
+SELECT bool_and(a.pid IS NOT NULL) AS all_are_backends
+FROM swarm.workers w LEFT JOIN pg_stat_activity a ON a.pid = w.pid AND a.backend_type = 'pg_swarm ' || w.role
+WHERE w.pid IS NOT NULL;
+
+-- a running job is seen by id, with progress
+CREATE SCHEMA worker_views;
+CREATE FUNCTION worker_views.wait(job swarm.job) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM swarm.job_progress(0.25, 'waiting');
+    PERFORM pg_advisory_xact_lock(4714);
+    RETURN '{"done": true}';
+END $$;
+SELECT swarm.handler_register('worker_views', 'worker_views.wait');
+CREATE PROCEDURE worker_views.until(query text) LANGUAGE plpgsql AS $$
+DECLARE
+    yes boolean;
+BEGIN
+    FOR i IN 1 .. 3000 LOOP
+        EXECUTE 'SELECT ' || query INTO yes;
+        COMMIT;
+        IF yes THEN RETURN; END IF;
+        PERFORM pg_sleep(0.01);
+    END LOOP;
+    RAISE 'never: %', query;
+END $$;
+SELECT pg_advisory_lock(4714);
+SELECT swarm.job_enqueue('worker_views', '{"a": 1}') AS id \gset
+CALL worker_views.until(format('EXISTS (SELECT FROM swarm.workers WHERE job = %s AND message = %L)', :id, 'waiting'));
+SELECT role, state, kind, attempt, progress, message FROM swarm.workers WHERE job = :id;
+SELECT state, progress, message, attempts FROM swarm.jobs WHERE id = :id;
+SELECT a.query = 'job ' || :id || ' (attempt 1)' AS shown FROM pg_stat_activity a JOIN swarm.workers w USING (pid) WHERE w.job = :id;
+SELECT pg_advisory_unlock(4714);
+SELECT state, result FROM swarm.job_wait(:id, '60 s');
+SELECT swarm.handler_drop('worker_views');
+DROP SCHEMA worker_views CASCADE;
+
+-- every public object has a comment
+SELECT p.oid::regprocedure FROM pg_proc p
+WHERE p.pronamespace = 'swarm'::regnamespace AND p.proname !~ '^_' AND obj_description(p.oid, 'pg_proc') IS NULL;
+SELECT c.oid::regclass FROM pg_class c
+WHERE c.relnamespace = 'swarm'::regnamespace AND c.relname !~ '^_' AND c.relkind IN ('r', 'v', 'p')
+  AND obj_description(c.oid, 'pg_class') IS NULL;
+SELECT t.oid::regtype FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
+WHERE t.typnamespace = 'swarm'::regnamespace AND t.typname !~ '^_' AND coalesce(c.relkind, 'c') = 'c'
+  AND obj_description(t.oid, 'pg_type') IS NULL;
+
+-- what PUBLIC may call, and read; nothing that it may write but its own schedules
+SELECT p.proname FROM pg_proc p
+WHERE p.pronamespace = 'swarm'::regnamespace AND has_function_privilege('pg_read_all_stats', p.oid, 'EXECUTE')
+ORDER BY 1;
+SELECT c.relname, string_agg(p, ' ' ORDER BY p) AS writes
+FROM pg_class c, unnest('{INSERT,UPDATE,DELETE,TRUNCATE}'::text[]) p
+WHERE c.relnamespace = 'swarm'::regnamespace AND c.relkind IN ('r', 'p', 'v')
+  AND has_table_privilege('pg_read_all_stats', c.oid, p)
+GROUP BY 1 ORDER BY 1;
+SELECT c.relname FROM pg_class c
+WHERE c.relnamespace = 'swarm'::regnamespace AND c.relkind IN ('r', 'p') AND c.relname !~ '[0-9]{8}$'
+  AND has_table_privilege('pg_read_all_stats', c.oid, 'SELECT') AND NOT c.relrowsecurity
+ORDER BY 1;
