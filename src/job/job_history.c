@@ -3,8 +3,8 @@
  *	  Partitions of the history of jobs: one a day, UTC.
  *
  * A runner makes the partition of the day, and of the next, before its first
- * job of a day if the scheduler has not; anybody else who ends a job makes it
- * on the spot.  There is no default partition: attaching beside one locks out
+ * job of a day if the scheduler has not; anybody else who ends a job has the
+ * scheduler make it.  There is no default partition: attaching beside one locks out
  * its readers, and every job_wait() is a reader.  Attaching locks only out
  * other attaching.
  */
@@ -13,10 +13,12 @@
 #include "access/table.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
+#include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
@@ -25,8 +27,12 @@
 #include "base/spi.h"
 #include "job/job_int.h"
 
+#define PARTITION_TRIES		500
+#define PARTITION_WAIT_US	5000
+
 static int	history_keep_min = 7 * 24 * 60;
 
+static bool scheduler_makes_partition(int64 day);
 static Oid	find_partition(int64 day);
 static void make_partition(int64 day);
 static int64 day_of(TimestampTz t);
@@ -65,10 +71,48 @@ swarm_job_history_open(TimestampTz finished)
 
 	if (!OidIsValid(relid))
 	{
-		make_partition(day);
+		if (!scheduler_makes_partition(day))
+			make_partition(day);
 		relid = find_partition(day);
 	}
 	return table_open(relid, RowExclusiveLock);
+}
+
+/*
+ * scheduler_makes_partition: ask it and wait.  A session that made the
+ * partition itself would keep all others from theirs until its transaction
+ * is over.  False if there is no scheduler, or this is it, or it cannot.
+ */
+static bool
+scheduler_makes_partition(int64 day)
+{
+	bool		asked = false;
+
+	if (swarm_job_shared == NULL)
+		return false;
+	for (int i = 0; i < PARTITION_TRIES; i++)
+	{
+		SwarmShard *shard;
+
+		LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+		shard = swarm_shard_find(MyDatabaseId);
+		asked = shard != NULL && shard->scheduler_pid != 0 &&
+			shard->scheduler_pid != MyProcPid;
+		if (asked && i % 10 == 0)
+		{
+			shard->want_partition = true;
+			swarm_shard_wake_scheduler(shard);
+		}
+		LWLockRelease(swarm_job_lock);
+		if (!asked)
+			return false;
+		CHECK_FOR_INTERRUPTS();
+		pg_usleep(PARTITION_WAIT_US);
+		AcceptInvalidationMessages();
+		if (OidIsValid(find_partition(day)))
+			return true;
+	}
+	return false;
 }
 
 /*

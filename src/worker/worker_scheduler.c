@@ -248,8 +248,10 @@ turn(void)
 	scan = shard->scan_from != SWARM_NO_SCAN && !shard->held;
 	rechecks = shard->nrechecks > 0 && !shard->held;
 	events = shard->events_written != shard->events_read;
-	history = swarm_now() >= next_history &&
-		shard->completed + shard->dead + shard->cancelled > 0;
+	history = shard->want_partition ||
+		(swarm_now() >= next_history &&
+		 shard->completed + shard->dead + shard->cancelled > 0);
+	shard->want_partition = false;
 	LWLockRelease(swarm_job_lock);
 
 	if (rebuild)
