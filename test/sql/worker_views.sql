@@ -62,3 +62,10 @@ SELECT c.relname FROM pg_class c
 WHERE c.relnamespace = 'swarm'::regnamespace AND c.relkind IN ('r', 'p') AND c.relname !~ '[0-9]{8}$'
   AND has_table_privilege('pg_read_all_stats', c.oid, 'SELECT') AND NOT c.relrowsecurity
 ORDER BY 1;
+-- no sequence either
+SELECT oid::regclass FROM pg_class WHERE relnamespace = 'swarm'::regnamespace AND relkind = 'S'
+    AND CASE WHEN relkind = 'S' THEN has_sequence_privilege('public', oid, 'USAGE, UPDATE') END ORDER BY 1;
+-- functions in SQL and PL/pgSQL have a fixed search_path, unless their body is parsed already
+SELECT oid::regprocedure AS loose FROM pg_proc WHERE pronamespace = 'swarm'::regnamespace
+    AND prolang IN (SELECT oid FROM pg_language WHERE lanname IN ('sql', 'plpgsql'))
+    AND prosqlbody IS NULL AND NOT coalesce(proconfig::text LIKE '%search_path=pg_catalog, pg_temp%', false) ORDER BY 1;
