@@ -59,9 +59,11 @@ poll_ok($node, q{SELECT string_agg(state || ' ' || n, ', ' ORDER BY state) FROM
 is(crash_is_over($node), 5, '... after two crashes');
 
 # Two of them at the same time, and a poison job among those that are run again.
-$node->safe_psql('postgres', qq{
+# (the crash may come before psql has its answer)
+$node->psql('postgres', qq{BEGIN;
 SELECT swarm.job_enqueue('sql', jsonb_build_object('sql', \$\$$poison\$\$), max_attempts => 2) FROM generate_series(1, 2);
-SELECT swarm.job_enqueue('work', '{"sleep": 0.3}', max_attempts => 10) FROM generate_series(1, 4)});
+SELECT swarm.job_enqueue('work', '{"sleep": 0.3}', max_attempts => 10) FROM generate_series(1, 4);
+COMMIT});
 jobs_end($node, 'two poison jobs and their neighbours end');
 is( $node->safe_psql('postgres', q{SELECT string_agg(kind || ' ' || state, ', ' ORDER BY id) FROM
 (SELECT id, kind, state FROM swarm.jobs ORDER BY id DESC LIMIT 6) s}),
@@ -72,7 +74,7 @@ is( $node->safe_psql('postgres', q{SELECT string_agg(kind || ' ' || state, ', ' 
 my $before = crash_is_over($node);
 $node->safe_psql('postgres', 'ALTER SYSTEM SET restart_after_crash = off');
 $node->reload;
-$node->safe_psql('postgres', qq{
+$node->psql('postgres', qq{
 SELECT swarm.job_enqueue('sql', jsonb_build_object('sql', \$\$$poison\$\$), max_attempts => 1) AS id \\gset});
 ok(gone($node), 'the server does not come back by itself');
 start_again($node);
