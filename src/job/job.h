@@ -221,7 +221,7 @@ typedef struct SwarmShard
 	TimestampTz disk_due;		/* earliest timer left on disk */
 	bool		config_stale;	/* claims wait for the reload */
 	uint32		config_changes; /* counts what made it so */
-	bool		want_partition; /* the history has none for now */
+	bool		want_partition; /* a session needs today's partition */
 	bool		left_behind;	/* a queue's jobs exceed its share of memory */
 	bool		rebuild;		/* forget unclaimed entries and sweep again */
 	bool		refilling;		/* that sweep is not over yet */
