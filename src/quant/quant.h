@@ -24,6 +24,7 @@ typedef enum SwarmQuantLevel
 	SWARM_QUANT_SSE,
 	SWARM_QUANT_AVX2,			/* with FMA */
 	SWARM_QUANT_AVX512,			/* F */
+	SWARM_QUANT_AVX512VNNI,		/* F, BW, VL, VNNI, VPOPCNTDQ */
 	SWARM_QUANT_NEON
 } SwarmQuantLevel;
 
@@ -47,6 +48,7 @@ typedef struct SwarmQuantKernels
 	float		(*l2_squared) (const float *a, const float *b, size_t n);
 	float		(*dot) (const float *a, const float *b, size_t n);
 	SwarmQuantCosine (*cosine) (const float *a, const float *b, size_t n);
+	const struct SwarmCodecKernels *codec;	/* for codec.c and quant_rotate.c */
 } SwarmQuantKernels;
 
 /* The kernels in use: scalar until swarm_quant_init ran. */

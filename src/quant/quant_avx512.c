@@ -107,6 +107,16 @@ const SwarmQuantKernels swarm_quant_avx512 = {
 	.l2_squared = l2_squared,
 	.dot = dot,
 	.cosine = cosine,
+	.codec = &swarm_codec_avx2,
+};
+
+/* The same, with other kernels for codes: quant_avx512vnni.c. */
+const SwarmQuantKernels swarm_quant_avx512vnni = {
+	.level = SWARM_QUANT_AVX512VNNI,
+	.l2_squared = l2_squared,
+	.dot = dot,
+	.cosine = cosine,
+	.codec = &swarm_codec_avx512vnni,
 };
 
 #else

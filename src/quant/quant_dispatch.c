@@ -20,6 +20,7 @@ static const char *const level_names[SWARM_QUANT_LEVELS] = {
 	[SWARM_QUANT_SSE] = "sse",
 	[SWARM_QUANT_AVX2] = "avx2",
 	[SWARM_QUANT_AVX512] = "avx512",
+	[SWARM_QUANT_AVX512VNNI] = "avx512vnni",
 	[SWARM_QUANT_NEON] = "neon",
 };
 
@@ -88,7 +89,7 @@ xcr0(void)
 }
 
 /*
- * has_avx2: AVX2 and FMA can be used.
+ * has_avx2: AVX2, FMA and F16C can be used.
  */
 static bool
 has_avx2(void)
@@ -100,26 +101,27 @@ has_avx2(void)
 
 	if ((xcr0() & XCR0_AVX) != XCR0_AVX ||
 		!__get_cpuid(1, &eax, &ebx, &ecx, &edx) ||
-		!(ecx & bit_AVX) || !(ecx & bit_FMA))
+		!(ecx & bit_AVX) || !(ecx & bit_FMA) || !(ecx & bit_F16C))
 		return false;
 	return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) &&
 		(ebx & bit_AVX2) != 0;
 }
 
 /*
- * has_avx512: AVX-512 F can be used.
+ * has_avx512: AVX-512 with these features of leaf 7 can be used.  Asks for
+ * AVX2 as well, whose kernels the level avx512 has for codes.
  */
 static bool
-has_avx512(void)
+has_avx512(uint32_t want_ebx, uint32_t want_ecx)
 {
 	uint32_t	eax,
 				ebx,
 				ecx,
 				edx;
 
-	return (xcr0() & XCR0_AVX512) == XCR0_AVX512 &&
+	return has_avx2() && (xcr0() & XCR0_AVX512) == XCR0_AVX512 &&
 		__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) &&
-		(ebx & bit_AVX512F) != 0;
+		(ebx & want_ebx) == want_ebx && (ecx & want_ecx) == want_ecx;
 }
 
 const SwarmQuantKernels *
@@ -134,7 +136,11 @@ swarm_quant_available(SwarmQuantLevel level)
 		case SWARM_QUANT_AVX2:
 			return has_avx2() ? &swarm_quant_avx2 : NULL;
 		case SWARM_QUANT_AVX512:
-			return has_avx512() ? &swarm_quant_avx512 : NULL;
+			return has_avx512(bit_AVX512F, 0) ? &swarm_quant_avx512 : NULL;
+		case SWARM_QUANT_AVX512VNNI:
+			return has_avx512(bit_AVX512F | bit_AVX512BW | bit_AVX512VL,
+							  bit_AVX512VNNI | bit_AVX512VPOPCNTDQ) ?
+				&swarm_quant_avx512vnni : NULL;
 		default:
 			return NULL;
 	}

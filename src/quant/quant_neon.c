@@ -100,6 +100,7 @@ const SwarmQuantKernels swarm_quant_neon = {
 	.l2_squared = l2_squared,
 	.dot = dot,
 	.cosine = cosine,
+	.codec = &swarm_codec_scalar,
 };
 
 #else

@@ -7,6 +7,8 @@
  */
 #include "quant/quant_int.h"
 
+#include <string.h>
+
 /*
  * l2_squared: sum of the squared differences.
  */
@@ -63,11 +65,197 @@ cosine(const float *a, const float *b, size_t n)
 	return result;
 }
 
+/*
+ * dot_fields: sum of q times table[field] over a code of w bits; quant_int.h
+ * describes both.  Inlined with a constant w.
+ */
+static inline int32_t
+dot_fields(const uint8_t *code, const int8_t *q, size_t size, int w,
+		   const uint8_t *table)
+{
+	int			mask = (1 << w) - 1;
+	int32_t		sum = 0;
+
+	for (size_t i = 0; i < size; i++)
+	{
+		const int8_t *at = q + i / SWARM_CODEC_BLOCK *
+		(SWARM_CODEC_BLOCK * 8 / w) + i % SWARM_CODEC_BLOCK;
+
+		for (int k = 0; k < 8 / w; k++)
+			sum += table[(code[i] >> (w * k)) & mask] * at[SWARM_CODEC_BLOCK * k];
+	}
+	return sum;
+}
+
+/*
+ * dot1: sum of q where the bit is set.
+ */
+static int32_t
+dot1(const uint8_t *code, const int8_t *q, size_t size)
+{
+	static const uint8_t bits[2] = {0, 1};
+
+	return dot_fields(code, q, size, 1, bits);
+}
+
+/*
+ * dot2: sum of q times the level of 2 bits.
+ */
+static int32_t
+dot2(const uint8_t *code, const int8_t *q, size_t size)
+{
+	return dot_fields(code, q, size, 2, swarm_codec_lut2);
+}
+
+/*
+ * dot4: sum of q times the level of 4 bits.
+ */
+static int32_t
+dot4(const uint8_t *code, const int8_t *q, size_t size)
+{
+	return dot_fields(code, q, size, 4, swarm_codec_lut4);
+}
+
+/*
+ * dot_s8: sum of the products of signed bytes.
+ */
+static int32_t
+dot_s8(const int8_t *a, const int8_t *b, size_t n)
+{
+	int32_t		sum = 0;
+
+	for (size_t i = 0; i < n; i++)
+		sum += a[i] * b[i];
+	return sum;
+}
+
+/*
+ * dot_f16: sum of q times halves.
+ */
+static float
+dot_f16(const uint8_t *code, const float *q, size_t n)
+{
+	float		sum = 0;
+
+	for (size_t i = 0; i < n; i++)
+	{
+		uint16_t	half;
+
+		memcpy(&half, code + i * sizeof(half), sizeof(half));
+		sum += swarm_codec_from_half(half) * q[i];
+	}
+	return sum;
+}
+
+/*
+ * dot_f32: sum of q times floats.
+ */
+static float
+dot_f32(const uint8_t *code, const float *q, size_t n)
+{
+	float		sum = 0;
+
+	for (size_t i = 0; i < n; i++)
+	{
+		float		x;
+
+		memcpy(&x, code + i * sizeof(x), sizeof(x));
+		sum += x * q[i];
+	}
+	return sum;
+}
+
+/*
+ * dot_levels: sum of q times the levels of both codes together.
+ */
+static int64_t
+dot_levels(const uint8_t *index, const int16_t *q, size_t n,
+		   const SwarmCodecLevels *levels)
+{
+	int			rest = (1 << levels->rest_bits) - 1;
+	int64_t		sum = 0;
+
+	for (size_t i = 0; i < n; i++)
+	{
+		int			segment = index[i] >> levels->rest_bits;
+
+		sum += (levels->base[segment] +
+				levels->step[segment] * (index[i] & rest)) * q[i];
+	}
+	return sum;
+}
+
+/*
+ * flip: pseudo-random changes of sign.
+ */
+static void
+flip(float *x, size_t n, uint64_t key)
+{
+	uint64_t	word = 0;
+
+	for (size_t i = 0; i < n; i++)
+	{
+		if (i % 64 == 0)
+			word = swarm_codec_word(key, i / 64);
+		x[i] = (word >> (i % 64)) & 1 ? -x[i] : x[i];
+	}
+}
+
+/*
+ * hadamard: the Hadamard transform.
+ */
+static void
+hadamard(float *x, size_t n, float scale)
+{
+	for (size_t half = 1; half < n; half *= 2)
+		for (size_t i = 0; i < n; i += 2 * half)
+			for (size_t j = i; j < i + half; j++)
+			{
+				float		a = x[j];
+				float		b = x[j + half];
+
+				x[j] = a + b;
+				x[j + half] = a - b;
+			}
+	for (size_t i = 0; i < n; i++)
+		x[i] *= scale;
+}
+
+/*
+ * mix: sums and differences of two arrays.
+ */
+static void
+mix(float *a, float *b, size_t n, float scale)
+{
+	for (size_t i = 0; i < n; i++)
+	{
+		float		sum = a[i] + b[i];
+		float		difference = a[i] - b[i];
+
+		a[i] = sum * scale;
+		b[i] = difference * scale;
+	}
+}
+
+const SwarmCodecKernels swarm_codec_scalar = {
+	.dot1 = dot1,
+	.dot2 = dot2,
+	.dot4 = dot4,
+	.dot_s8 = dot_s8,
+	.dot_f16 = dot_f16,
+	.dot_f32 = dot_f32,
+	.dot_levels = dot_levels,
+	.flip = flip,
+	.hadamard = hadamard,
+	.mix = mix,
+};
+
 const SwarmQuantKernels swarm_quant_scalar = {
 	.level = SWARM_QUANT_SCALAR,
 	.l2_squared = l2_squared,
 	.dot = dot,
 	.cosine = cosine,
+	.codec = &swarm_codec_scalar,
 };
 
 double

@@ -112,6 +112,7 @@ const SwarmQuantKernels swarm_quant_sse = {
 	.l2_squared = l2_squared,
 	.dot = dot,
 	.cosine = cosine,
+	.codec = &swarm_codec_scalar,
 };
 
 #else

@@ -21,6 +21,7 @@ static const struct config_enum_entry simd_options[] = {
 	{"sse", SWARM_QUANT_SSE, false},
 	{"avx2", SWARM_QUANT_AVX2, false},
 	{"avx512", SWARM_QUANT_AVX512, false},
+	{"avx512vnni", SWARM_QUANT_AVX512VNNI, false},
 	{"neon", SWARM_QUANT_NEON, false},
 	{NULL, 0, false}
 };

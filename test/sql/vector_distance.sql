@@ -99,7 +99,7 @@ DO $$
 DECLARE
 	missing text;
 BEGIN
-	FOREACH missing IN ARRAY ARRAY['scalar', 'sse', 'avx2', 'avx512', 'neon'] LOOP
+	FOREACH missing IN ARRAY ARRAY['scalar', 'sse', 'avx2', 'avx512', 'avx512vnni', 'neon'] LOOP
 		CONTINUE WHEN missing = ANY (swarm._simd_levels());
 		BEGIN
 			EXECUTE format('SET pg_swarm.simd = %L', missing);
