@@ -14,6 +14,7 @@
 #include "base/export.h"
 #include "base/fault.h"
 #include "base/shmem.h"
+#include "hnsw/hnsw.h"
 #include "job/job.h"
 #include "vector/vector.h"
 #include "worker/worker.h"
@@ -36,6 +37,7 @@ _PG_init(void)
 	swarm_clock_init();
 	swarm_fault_init();
 	swarm_vector_init();
+	swarm_hnsw_init();
 	swarm_job_init();
 	swarm_worker_init();
 	swarm_shmem_init();

@@ -68,4 +68,39 @@ swarm_guc_find(const char *name)
 }
 #endif
 
+/* The file of a relation was renamed in 16. */
+#include "storage/bufmgr.h"
+#if PG_VERSION_NUM >= 160000
+#define swarm_relation_file(rel)	((rel)->rd_locator.relNumber)
+#define swarm_read_recent_buffer(rel, block, buffer) \
+	ReadRecentBuffer((rel)->rd_locator, MAIN_FORKNUM, block, buffer)
+#else
+#define swarm_relation_file(rel)	((rel)->rd_node.relNode)
+#define swarm_read_recent_buffer(rel, block, buffer) \
+	ReadRecentBuffer((rel)->rd_node, MAIN_FORKNUM, block, buffer)
+#endif
+
+/* EXPLAIN counts the searches of an index scan since 18. */
+#if PG_VERSION_NUM >= 180000
+#define swarm_count_search(scan) \
+	do { if ((scan)->instrument) (scan)->instrument->nsearches++; } while (0)
+#else
+#define swarm_count_search(scan)	((void) 0)
+#endif
+
+/* A path that must not be used says so since 18, beside its infinite cost. */
+#if PG_VERSION_NUM >= 180000
+#define swarm_disable_path(path)	((path)->path.disabled_nodes = 2)
+#else
+#define swarm_disable_path(path)	((void) 0)
+#endif
+
+/* Work that a cost delay may interrupt, since 18 told what it is. */
+#include "commands/vacuum.h"
+#if PG_VERSION_NUM >= 180000
+#define swarm_vacuum_delay()	vacuum_delay_point(false)
+#else
+#define swarm_vacuum_delay()	vacuum_delay_point()
+#endif
+
 #endif							/* SWARM_BASE_COMPAT_H */

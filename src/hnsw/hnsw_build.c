@@ -1,0 +1,461 @@
+/*
+ * hnsw_build.c
+ *	  CREATE INDEX: the graph is made in memory and written once.
+ *
+ * Step 1 samples the table for the centre.  Step 2 scans it, codes every row
+ * and links it in memory, with codes of 8 bits whatever the index stores.
+ * Step 3 orders the nodes so that neighbours share pages and writes the pages,
+ * which are logged as a whole at the end.  Rows for which there is no memory
+ * (maintenance_work_mem) are inserted afterwards as INSERT does it.
+ *
+ * Nobody else sees the index meanwhile.
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "access/tableam.h"
+#include "access/xloginsert.h"
+#include "catalog/index.h"
+#include "commands/progress.h"
+#include "common/pg_prng.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/smgr.h"
+#include "utils/backend_progress.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+
+#include "base/compat.h"
+#include "hnsw/hnsw_build_int.h"
+#include "hnsw/hnsw_int.h"
+
+/* Rows that the centre is made from, and the parts of the table they lie in. */
+#define SAMPLE_ROWS		10000
+#define SAMPLE_PARTS	64
+
+/* Phases in pg_stat_progress_create_index; 1 is the server's. */
+#define PHASE_SAMPLE	2
+#define PHASE_GRAPH		3
+#define PHASE_WRITE		4
+
+typedef struct Sample
+{
+	SwarmHnswOpclass opclass;
+	MemoryContext context;
+	int			dims;
+	SwarmHnswIndex *index;		/* once dims are known */
+	double	   *sum;			/* of rotated coordinates */
+	int64		rows;
+	double		radius2;
+	float	   *work;
+} Sample;
+
+typedef struct Build
+{
+	Relation	rel;
+	SwarmHnswIndex *index;
+	SwarmGraph *graph;
+	SwarmHnswCode *code;
+	MemoryContext context;		/* reset for every row */
+	double		rows;
+	bool		full;			/* no more memory */
+	SwarmCandidates late;		/* unused */
+	ItemPointerData *late_tids;
+} Build;
+
+static void sample_table(Relation heap, Relation rel, IndexInfo *info,
+						 Sample *sample);
+static void sample_row(Relation rel, ItemPointer tid, Datum *values,
+					   bool *isnull, bool alive, void *state);
+static void make_model(Relation rel, SwarmHnswIndex *index,
+					   const Sample *sample);
+static void build_row(Relation rel, ItemPointer tid, Datum *values,
+					  bool *isnull, bool alive, void *state);
+static void write_graph(Build *build);
+static SwarmNodeId *place_nodes(const SwarmGraph *graph,
+								const SwarmHnswMeta *meta);
+static void write_meta(Relation rel, ForkNumber fork,
+					   const SwarmHnswMeta *meta);
+
+/*
+ * swarm_hnsw_build_empty: the init fork of an unlogged index.
+ */
+void
+swarm_hnsw_build_empty(Relation rel)
+{
+	SwarmHnswMeta meta;
+
+	swarm_hnsw_meta_fill(rel, &meta, 0);
+	write_meta(rel, INIT_FORKNUM, &meta);
+}
+
+/*
+ * write_meta: the first page of a fork.  The init fork is logged at once.
+ */
+static void
+write_meta(Relation rel, ForkNumber fork, const SwarmHnswMeta *meta)
+{
+	Buffer		buffer = ReadBufferExtended(rel, fork, P_NEW, RBM_NORMAL, NULL);
+	Page		page = BufferGetPage(buffer);
+
+	LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
+	START_CRIT_SECTION();
+	swarm_hnsw_init_page(page, SWARM_PAGE_META, 0);
+	*swarm_hnsw_meta(page) = *meta;
+	MarkBufferDirty(buffer);
+	if (fork == INIT_FORKNUM)
+		log_newpage_buffer(buffer, false);
+	END_CRIT_SECTION();
+	UnlockReleaseBuffer(buffer);
+}
+
+/*
+ * swarm_hnsw_build: ambuild.
+ */
+IndexBuildResult *
+swarm_hnsw_build(Relation heap, Relation rel, IndexInfo *info)
+{
+	IndexBuildResult *result = palloc0(sizeof(IndexBuildResult));
+	Sample		sample = {0};
+	SwarmHnswMeta meta;
+	Build		build = {.rel = rel};
+
+	if (RelationGetNumberOfBlocks(rel) != 0)
+		elog(ERROR, "index \"%s\" already contains data",
+			 RelationGetRelationName(rel));
+
+	swarm_hnsw_meta_fill(rel, &meta, 0);
+	write_meta(rel, MAIN_FORKNUM, &meta);
+
+	pgstat_progress_update_param(PROGRESS_CREATEIDX_SUBPHASE, PHASE_SAMPLE);
+	sample_table(heap, rel, info, &sample);
+	if (sample.dims > 0)
+	{
+		build.index = sample.index;
+		make_model(rel, build.index, &sample);
+		build.graph = swarm_graph_new(build.index, heap->rd_rel->reltuples);
+		build.code = swarm_hnsw_code_new(build.index);
+		build.context = AllocSetContextCreate(CurrentMemoryContext,
+											  "qhnsw build row",
+											  ALLOCSET_DEFAULT_SIZES);
+
+		pgstat_progress_update_param(PROGRESS_CREATEIDX_SUBPHASE, PHASE_GRAPH);
+		result->heap_tuples = table_index_build_scan(heap, rel, info, true, true,
+													 build_row, &build, NULL);
+		if (!build.full)
+		{
+			pgstat_progress_update_param(PROGRESS_CREATEIDX_SUBPHASE, PHASE_WRITE);
+			write_graph(&build);
+		}
+		result->index_tuples = build.rows;
+	}
+	else
+		result->heap_tuples = sample.rows;
+
+	if (RelationNeedsWAL(rel) && !build.full)
+		log_newpage_range(rel, MAIN_FORKNUM, 0, RelationGetNumberOfBlocks(rel),
+						  true);
+	swarm_hnsw_forget(rel);
+	return result;
+}
+
+/*
+ * sample_table: the mean of a sample of rows, and their dimensions.
+ *
+ * Scans parts of the table that lie evenly in it, as the build itself does,
+ * so that no row is read that a snapshot may not see.
+ */
+static void
+sample_table(Relation heap, Relation rel, IndexInfo *info, Sample *sample)
+{
+	BlockNumber blocks = RelationGetNumberOfBlocks(heap);
+	double		per_block = heap->rd_rel->reltuples > 0 && blocks > 0 ?
+		Max(heap->rd_rel->reltuples / blocks, 1.0) : 4.0;
+	BlockNumber part = Max((BlockNumber) (SAMPLE_ROWS / per_block / SAMPLE_PARTS), 1);
+	BlockNumber step = Max(blocks / SAMPLE_PARTS, part);
+
+	sample->opclass = *swarm_hnsw_opclass(rel);
+	sample->context = AllocSetContextCreate(CurrentMemoryContext,
+											"qhnsw sample row",
+											ALLOCSET_DEFAULT_SIZES);
+	for (BlockNumber block = 0; block < blocks;)
+	{
+		BlockNumber count = Min(part, blocks - block);
+
+		table_index_build_range_scan(heap, rel, info, false, false, false,
+									 block, count, sample_row, sample, NULL);
+		CHECK_FOR_INTERRUPTS();
+
+		/* Until there is a vector to know the dimensions by, leave nothing out. */
+		block += sample->dims > 0 ? step : count;
+	}
+	MemoryContextDelete(sample->context);
+}
+
+/*
+ * sample_row: add a row to the sample; the first one fixes the format.
+ */
+static void
+sample_row(Relation rel, ItemPointer tid, Datum *values, bool *isnull,
+		   bool alive, void *state)
+{
+	Sample	   *sample = state;
+	MemoryContext old;
+	const float *v;
+	double		norm2 = 0;
+	void	   *tofree;
+	int			dims;
+
+	if (isnull[0] || !alive)
+		return;
+	old = MemoryContextSwitchTo(sample->context);
+	v = swarm_hnsw_floats(&sample->opclass, values[0], &dims, &tofree);
+	if (sample->dims == 0)
+	{
+		swarm_hnsw_prepare_dims(rel, dims);
+		sample->index = swarm_hnsw_open(rel);
+		MemoryContextSwitchTo(old);
+		sample->sum = palloc0(sizeof(double) * sample->index->dims);
+		sample->work = palloc(sizeof(float) * sample->index->dims);
+		MemoryContextSwitchTo(sample->context);
+		sample->dims = dims;
+	}
+	if (swarm_hnsw_coordinates(sample->index, v, dims, false, sample->work) ==
+		SWARM_VALUE_VECTOR)
+	{
+		for (int i = 0; i < sample->index->dims; i++)
+			sample->sum[i] += sample->work[i];
+		for (int i = 0; i < dims; i++)
+			norm2 += (double) v[i] * v[i];
+		sample->radius2 = Max(sample->radius2, norm2);
+		sample->rows++;
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(sample->context);
+}
+
+/*
+ * make_model: the first generation of codes, from the sample.
+ *
+ * The extra coordinate of inner product was 0 in the sample, so its part of
+ * the centre is that of the other coordinates only; it costs a little
+ * precision, and nothing else.
+ */
+static void
+make_model(Relation rel, SwarmHnswIndex *index, const Sample *sample)
+{
+	float	   *centre = palloc(sizeof(float) * index->dims);
+	Buffer		buffer;
+	SwarmHnswMeta *meta;
+
+	for (int i = 0; i < index->dims; i++)
+		centre[i] = sample->rows > 0 ? sample->sum[i] / sample->rows : 0;
+	swarm_hnsw_model_store(rel, index, 0, centre, false);
+	pfree(centre);
+
+	buffer = ReadBuffer(rel, SWARM_HNSW_META_BLOCK);
+	LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
+	meta = swarm_hnsw_meta(BufferGetPage(buffer));
+	meta->trained = sample->rows;
+	meta->radius[0] = sqrt(sample->radius2);
+	MarkBufferDirty(buffer);
+	index->meta = *meta;
+	UnlockReleaseBuffer(buffer);
+}
+
+/*
+ * build_row: code a row and link it in memory.
+ */
+static void
+build_row(Relation rel, ItemPointer tid, Datum *values, bool *isnull,
+		  bool alive, void *state)
+{
+	Build	   *build = state;
+	SwarmHnswIndex *index = build->index;
+	MemoryContext old;
+
+	if (!build->full && !swarm_graph_reserve(build->graph))
+	{
+		ereport(NOTICE,
+				(errmsg("graph of index \"%s\" no longer fits into maintenance_work_mem after %.0f rows",
+						RelationGetRelationName(rel), build->rows),
+				 errdetail("The other rows are inserted one by one, which takes longer."),
+				 errhint("Increase maintenance_work_mem.")));
+		write_graph(build);
+		if (RelationNeedsWAL(rel))
+			log_newpage_range(rel, MAIN_FORKNUM, 0,
+							  RelationGetNumberOfBlocks(rel), true);
+		swarm_graph_free(build->graph);
+		build->full = true;
+	}
+	build->rows++;
+	if (build->full)
+	{
+		swarm_hnsw_insert(rel, values, isnull, tid, NULL, UNIQUE_CHECK_NO, false,
+						  NULL);
+		return;
+	}
+
+	old = MemoryContextSwitchTo(build->context);
+	if (isnull[0])
+		swarm_graph_add_odd(build->graph, tid, SWARM_NODE_NULL);
+	else
+	{
+		int			dims;
+		void	   *tofree;
+		const float *v = swarm_hnsw_floats(&index->opclass, values[0], &dims,
+										   &tofree);
+		float	   *rotated = palloc(sizeof(float) * index->dims);
+
+		if (swarm_hnsw_coordinates(index, v, dims, false, rotated) ==
+			SWARM_VALUE_ZERO)
+			swarm_graph_add_odd(build->graph, tid, 0);
+		else
+		{
+			/* What is left of the encoding in index->work is the residual. */
+			swarm_hnsw_encode(index, rotated, build->code);
+			swarm_graph_add(build->graph, tid, build->code, index->work);
+		}
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(build->context);
+}
+
+/*
+ * write_graph: give the nodes their ids and write the pages.
+ */
+static void
+write_graph(Build *build)
+{
+	SwarmHnswIndex *index = build->index;
+	SwarmGraph *graph = build->graph;
+	const SwarmHnswLayout *layout = &index->layout;
+	Relation	rel = build->rel;
+	SwarmNodeId *order = place_nodes(graph, &index->meta);
+	SwarmNodeId *ids;
+	Buffer		buffers[SWARM_HNSW_STREAMS] = {InvalidBuffer};
+	Buffer		meta_buffer;
+	SwarmHnswMeta *meta;
+	uint32		n = graph->count;
+
+	ids = MemoryContextAllocHuge(CurrentMemoryContext,
+								 sizeof(SwarmNodeId) * Max(n, 1));
+	for (SwarmNodeId id = 0; id < n; id++)
+		ids[order[id]] = id;
+
+	for (SwarmNodeId id = 0; id < n; id++)
+	{
+		for (int stream = 0; stream < SWARM_HNSW_STREAMS; stream++)
+		{
+			uint32		covers = layout->per_page[stream];
+			BlockNumber block;
+
+			if (covers == 0 || id % covers != 0)
+				continue;
+			CHECK_FOR_INTERRUPTS();
+			if (buffers[stream] != InvalidBuffer)
+			{
+				MarkBufferDirty(buffers[stream]);
+				UnlockReleaseBuffer(buffers[stream]);
+			}
+			block = swarm_hnsw_block(layout, stream, id / covers);
+			buffers[stream] = swarm_hnsw_new_buffer(rel, block);
+			swarm_hnsw_init_page(BufferGetPage(buffers[stream]), stream,
+								 id / covers);
+		}
+		swarm_graph_write(graph, order[id], ids, id,
+						  BufferGetPage(buffers[SWARM_STREAM_NODE]),
+						  BufferGetPage(buffers[SWARM_STREAM_UPPER]),
+						  layout->per_page[SWARM_STREAM_REFINE] == 0 ? NULL :
+						  BufferGetPage(buffers[SWARM_STREAM_REFINE]));
+	}
+	for (int stream = 0; stream < SWARM_HNSW_STREAMS; stream++)
+		if (buffers[stream] != InvalidBuffer)
+		{
+			MarkBufferDirty(buffers[stream]);
+			UnlockReleaseBuffer(buffers[stream]);
+		}
+
+	meta_buffer = ReadBuffer(rel, SWARM_HNSW_META_BLOCK);
+	LockBuffer(meta_buffer, BUFFER_LOCK_EXCLUSIVE);
+	meta = swarm_hnsw_meta(BufferGetPage(meta_buffer));
+	meta->nodes = n;
+	meta->odd = graph->odd;
+	meta->trained = n;
+	meta->entry = graph->entry == SWARM_NODE_NONE ? SWARM_NODE_NONE :
+		ids[graph->entry];
+	MarkBufferDirty(meta_buffer);
+	UnlockReleaseBuffer(meta_buffer);
+	pfree(order);
+	pfree(ids);
+}
+
+/*
+ * place_nodes: which node gets which id: order[id] is its place in memory.
+ *
+ * Breadth first from the entry point, a node's neighbours side by side, so
+ * that those that are scored together share pages.  A place in memory and an
+ * id have their level by the same function, and a node must keep its level; so
+ * every level has a queue of its own, and the next id of a level takes the
+ * next node of that level's queue.
+ */
+static SwarmNodeId *
+place_nodes(const SwarmGraph *graph, const SwarmHnswMeta *meta)
+{
+	uint32		n = graph->count;
+	Size		size = sizeof(SwarmNodeId) * Max(n, 1);
+	SwarmNodeId *walk = MemoryContextAllocHuge(CurrentMemoryContext, size);
+	SwarmNodeId *order = MemoryContextAllocHuge(CurrentMemoryContext, size);
+	uint8	   *levels = MemoryContextAllocHuge(CurrentMemoryContext, Max(n, 1));
+	bool	   *seen = MemoryContextAllocHuge(CurrentMemoryContext, Max(n, 1));
+	uint32		next[SWARM_HNSW_MAX_LEVEL + 1] = {0};
+	uint32		head = 0;
+	uint32		count = 0;
+	uint32		start = 0;
+
+	memset(seen, 0, n);
+	if (graph->entry != SWARM_NODE_NONE)
+	{
+		walk[count++] = graph->entry;
+		seen[graph->entry] = true;
+	}
+	while (count < n || head < count)
+	{
+		const SwarmNodeId *links;
+		SwarmNodeId node;
+		int			degree;
+
+		if (head == count)
+		{
+			/* Not reached: odd nodes, and what hangs together with nothing. */
+			while (seen[start])
+				start++;
+			seen[start] = true;
+			walk[count++] = start;
+		}
+		node = walk[head++];
+		degree = swarm_graph_links(graph, node, &links);
+		for (int i = 0; i < degree; i++)
+			if (!seen[links[i]])
+			{
+				seen[links[i]] = true;
+				walk[count++] = links[i];
+			}
+	}
+
+	for (uint32 i = 0; i < n; i++)
+		levels[i] = swarm_hnsw_level(meta, i);
+	for (SwarmNodeId id = 0; id < n; id++)
+	{
+		int			level = levels[id];
+
+		while (levels[walk[next[level]]] != level)
+			next[level]++;
+		order[id] = walk[next[level]++];
+	}
+	pfree(walk);
+	pfree(levels);
+	pfree(seen);
+	return order;
+}
