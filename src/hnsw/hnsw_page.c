@@ -331,17 +331,19 @@ swarm_hnsw_read(SwarmHnswIndex *index, Relation rel, SwarmHnswStream stream,
 
 	if (likely(hint->buffer != InvalidBuffer) &&
 		swarm_read_recent_buffer(rel, hint->block, hint->buffer))
+	{
+		/* It was checked when we saw it first. */
 		buffer = hint->buffer;
-	else
-	{
-		buffer = ReadBuffer(rel, hint->block);
-		hint->buffer = buffer;
+		if (lock != 0)
+			LockBuffer(buffer, lock);
+		return buffer;
 	}
-	if (lock != 0)
-	{
-		LockBuffer(buffer, lock);
-		swarm_hnsw_check_page(rel, hint->block, BufferGetPage(buffer), stream,
-							  page);
-	}
+
+	buffer = ReadBuffer(rel, hint->block);
+	LockBuffer(buffer, lock != 0 ? lock : BUFFER_LOCK_SHARE);
+	swarm_hnsw_check_page(rel, hint->block, BufferGetPage(buffer), stream, page);
+	if (lock == 0)
+		LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
+	hint->buffer = buffer;
 	return buffer;
 }

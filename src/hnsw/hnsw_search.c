@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 #include "miscadmin.h"
+#include "storage/buf_internals.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
@@ -294,6 +295,7 @@ prefetch(SwarmHnswSearch *search, SwarmNodeId id)
 	buffer = index->hints[SWARM_STREAM_NODE][page].buffer;
 	if (buffer <= 0)
 		return;
+	__builtin_prefetch(GetBufferDescriptor(buffer - 1), 1);
 	slot = (const char *) BufferGetBlock(buffer) +
 		MAXALIGN(SizeOfPageHeaderData) +
 		(Size) (id - page * per_page) * index->layout.slot_size[SWARM_STREAM_NODE];
