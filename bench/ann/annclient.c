@@ -275,9 +275,9 @@ run(const Options *o)
 	long		rows = 0;
 	Cost		before,
 				after;
-	FILE	   *text = NULL;
+	FILE	   *file = NULL;
 
-	if (o->text_out != NULL && (text = fopen(o->text_out, "wb")) == NULL)
+	if (o->text_out != NULL && (file = fopen(o->text_out, "wb")) == NULL)
 		die("cannot write", o->text_out);
 
 	if (o->queries != NULL)
@@ -306,8 +306,8 @@ run(const Options *o)
 		rows += PQntuples(r);
 		if (ids != NULL)
 			keep_ids(r, ids + (size_t) i * o->k, o->k);
-		if (text != NULL)
-			fwrite(PQgetvalue(r, 0, 0), PQgetlength(r, 0, 0) + 1, 1, text);
+		if (file != NULL)
+			fwrite(PQgetvalue(r, 0, 0), PQgetlength(r, 0, 0) + 1, 1, file);
 		PQclear(r);
 	}
 	wall = now(CLOCK_MONOTONIC) - start;
@@ -315,7 +315,7 @@ run(const Options *o)
 	after = backend_cost(PQbackendPID(pg));
 	PQfinish(pg);
 
-	if (text != NULL && fclose(text) != 0)
+	if (file != NULL && fclose(file) != 0)
 		die("cannot write", o->text_out);
 	if (ids != NULL)
 		write_ids(o->ids_out, ids, ps.count, o->k);
