@@ -459,8 +459,10 @@ def main(data, parts):
             for e in engines.values():
                 c.do(f"DROP DATABASE IF EXISTS {e.home} WITH (FORCE)")
     with Connection() as c:
-        emit(settings=dict(c.do("SELECT name, current_setting(name) FROM pg_settings WHERE name IN"
-                                " ('fsync', 'full_page_writes', 'shared_buffers', 'maintenance_work_mem', 'jit', 'autovacuum', 'max_wal_size', 'huge_pages')")))
+        settings = dict(c.do("SELECT name, current_setting(name) FROM pg_settings WHERE name IN"
+                             " ('fsync', 'full_page_writes', 'shared_buffers', 'maintenance_work_mem', 'jit', 'autovacuum', 'max_wal_size', 'huge_pages')"))
+        settings.update(c.do("SELECT 'extension ' || name, default_version FROM pg_available_extensions WHERE name IN ('vector', 'pg_swarm')"))
+        emit(settings=settings)
 
 
 if __name__ == "__main__":
