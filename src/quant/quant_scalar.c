@@ -7,8 +7,6 @@
  */
 #include "quant/quant_int.h"
 
-#include <string.h>
-
 /*
  * l2_squared: sum of the squared differences.
  */
@@ -169,35 +167,40 @@ dot_f32(const uint8_t *code, const float *q, size_t n)
  * dot_levels: sum of q times the levels of both codes together.
  */
 static int64_t
-dot_levels(const uint8_t *index, const int16_t *q, size_t n,
-		   const SwarmCodecLevels *levels)
+dot_levels(const SwarmCodecFields *fields, int parts, size_t groups,
+		   const int16_t *q, const SwarmCodecLevels *levels)
 {
-	int			rest = (1 << levels->rest_bits) - 1;
 	int64_t		sum = 0;
 
-	for (size_t i = 0; i < n; i++)
+	for (size_t group = 0; group < groups; group++, q += SWARM_CODEC_BLOCK)
 	{
-		int			segment = index[i] >> levels->rest_bits;
+		uint8_t		index[SWARM_CODEC_BLOCK];
 
-		sum += (levels->base[segment] +
-				levels->step[segment] * (index[i] & rest)) * q[i];
+		swarm_codec_indexes(fields, parts, group, index);
+		for (int j = 0; j < SWARM_CODEC_BLOCK; j++)
+			sum += swarm_codec_level(levels, index[j]) * q[j];
 	}
 	return sum;
 }
 
 /*
- * flip: pseudo-random changes of sign.
+ * flip: pseudo-random changes of sign, without branches.
  */
 static void
 flip(float *x, size_t n, uint64_t key)
 {
-	uint64_t	word = 0;
-
-	for (size_t i = 0; i < n; i++)
+	for (size_t i = 0; i < n; i += 64)
 	{
-		if (i % 64 == 0)
-			word = swarm_codec_word(key, i / 64);
-		x[i] = (word >> (i % 64)) & 1 ? -x[i] : x[i];
+		uint64_t	word = swarm_codec_word(key, i / 64);
+
+		for (size_t j = i; j < n && j < i + 64; j++, word >>= 1)
+		{
+			uint32_t	bits;
+
+			memcpy(&bits, &x[j], sizeof(bits));
+			bits ^= (uint32_t) word << 31;
+			memcpy(&x[j], &bits, sizeof(bits));
+		}
 	}
 }
 
