@@ -205,21 +205,58 @@ flip(float *x, size_t n, uint64_t key)
 }
 
 /*
- * hadamard: the Hadamard transform.
+ * stage: one stage of a Hadamard transform.  Copies of four floats let the
+ * compiler use registers of four.
+ */
+static inline void
+stage(float *x, size_t n, size_t half)
+{
+	for (size_t i = 0; i < n; i += 2 * half)
+		for (size_t j = i; j < i + half; j += 4)
+		{
+			float		a[4];
+			float		b[4];
+			float		sum[4];
+			float		difference[4];
+
+			memcpy(a, x + j, sizeof(a));
+			memcpy(b, x + j + half, sizeof(b));
+			for (int k = 0; k < 4; k++)
+				sum[k] = a[k] + b[k];
+			for (int k = 0; k < 4; k++)
+				difference[k] = a[k] - b[k];
+			memcpy(x + j, sum, sizeof(sum));
+			memcpy(x + j + half, difference, sizeof(difference));
+		}
+}
+
+/*
+ * hadamard: the Hadamard transform, the first two stages in one pass.
  */
 static void
 hadamard(float *x, size_t n, float scale)
 {
-	for (size_t half = 1; half < n; half *= 2)
-		for (size_t i = 0; i < n; i += 2 * half)
-			for (size_t j = i; j < i + half; j++)
-			{
-				float		a = x[j];
-				float		b = x[j + half];
+	if (n == 2)
+	{
+		float		a = x[0];
 
-				x[j] = a + b;
-				x[j + half] = a - b;
-			}
+		x[0] = a + x[1];
+		x[1] = a - x[1];
+	}
+	for (size_t i = 0; i + 4 <= n; i += 4)
+	{
+		float		ab = x[i] + x[i + 1];
+		float		a_b = x[i] - x[i + 1];
+		float		cd = x[i + 2] + x[i + 3];
+		float		c_d = x[i + 2] - x[i + 3];
+
+		x[i] = ab + cd;
+		x[i + 1] = a_b + c_d;
+		x[i + 2] = ab - cd;
+		x[i + 3] = a_b - c_d;
+	}
+	for (size_t half = 4; half < n; half *= 2)
+		stage(x, n, half);
 	for (size_t i = 0; i < n; i++)
 		x[i] *= scale;
 }
