@@ -19,6 +19,9 @@
 
 #define BLOCK		SWARM_CODEC_BLOCK
 
+/* How many codes swarm_codec_dots prefetches before it needs them. */
+#define AHEAD		4
+
 /*
  * What the kernels want of a query.  Behind it: for bits 1, 2, 4 the query as
  * bytes, in the order of the fields; for 8, in the order of the dimensions; for
@@ -324,13 +327,14 @@ swarm_codec_query(const SwarmCodec *codec, const float *q,
 /* ---------- scores ---------- */
 
 /*
- * prefetch: bring a code into the cache.
+ * prefetch: bring code i of n into the cache.
  */
 static inline void
-prefetch(const uint8_t *code, size_t size)
+prefetch(const uint8_t *const *codes, int i, int n, size_t size)
 {
-	for (size_t i = 0; i < size; i += 64)
-		__builtin_prefetch(code + i);
+	if (i < n)
+		for (size_t k = 0; k < size; k += 64)
+			__builtin_prefetch(codes[i] + k);
 }
 
 /*
@@ -346,8 +350,7 @@ dots_float(const SwarmCodec *codec, const SwarmCodecQuery *query,
 
 	for (int i = 0; i < n; i++)
 	{
-		if (i + 1 < n)
-			prefetch(codes[i + 1], codec->code_size);
+		prefetch(codes, i + 1, n, codec->code_size);
 		dots[i] = kernel(codes[i], QUERY_FLOAT(query), codec->dims);
 	}
 }
@@ -366,12 +369,13 @@ swarm_codec_dots(const SwarmCodec *codec, const SwarmCodecQuery *query,
 	}
 	kernel = codec->bits == 1 ? kernels->dot1 :
 		codec->bits == 2 ? kernels->dot2 : kernels->dot4;
+	for (int i = 1; i < AHEAD; i++)
+		prefetch(codes, i, n, codec->code_size);
 	for (int i = 0; i < n; i++)
 	{
 		int32_t		sum;
 
-		if (i + 1 < n)
-			prefetch(codes[i + 1], codec->code_size);
+		prefetch(codes, i + AHEAD, n, codec->code_size);
 		if (codec->bits == 8)
 			sum = kernels->dot_s8((const int8_t *) codes[i], QUERY_S8(query),
 								  codec->dims);
