@@ -10,7 +10,6 @@
 #ifdef SWARM_QUANT_X86
 
 #include <immintrin.h>
-#include <string.h>
 
 #define TARGET	__attribute__((target("avx2,fma,f16c")))
 #define WIDTH	8
@@ -379,12 +378,34 @@ bytes_of(const int16_t *table, int shift)
 }
 
 /*
+ * indexes: 32 indexes of a group, from the `first` on.
+ */
+TARGET static inline __m256i
+indexes(const SwarmCodecFields *fields, int parts, size_t group, size_t first)
+{
+	__m256i		index = _mm256_setzero_si256();
+
+	for (int part = 0; part < parts; part++)
+	{
+		int			w = fields[part].width;
+		int			shift;
+		const uint8_t *bytes = swarm_codec_group(&fields[part], group, &shift);
+		__m256i		field = _mm256_loadu_si256((const __m256i *) (bytes + first));
+
+		field = _mm256_and_si256(_mm256_srl_epi16(field, _mm_cvtsi32_si128(shift)),
+								 _mm256_set1_epi8((1 << w) - 1));
+		index = _mm256_or_si256(_mm256_sll_epi16(index, _mm_cvtsi32_si128(w)), field);
+	}
+	return index;
+}
+
+/*
  * dot_levels: sum of q times the levels of both codes together.  16 products
  * of pairs of at most 16,010 * 4,095 fit 32 bits.
  */
 TARGET static int64_t
-dot_levels(const uint8_t *index, const int16_t *q, size_t n,
-		   const SwarmCodecLevels *levels)
+dot_levels(const SwarmCodecFields *fields, int parts, size_t groups,
+		   const int16_t *q, const SwarmCodecLevels *levels)
 {
 	const		__m256i base_low = bytes_of(levels->base, 0);
 	const		__m256i base_high = bytes_of(levels->base, 8);
@@ -395,13 +416,15 @@ dot_levels(const uint8_t *index, const int16_t *q, size_t n,
 	__m256i		sum = _mm256_setzero_si256();
 	int64_t		out[4];
 
-	for (size_t i = 0; i < n; i += 64)
+	for (size_t half = 0; half < 2 * groups; half++)
 	{
+		__m256i		index = indexes(fields, parts, half / 2, half % 2 * 32);
 		__m256i		part = _mm256_setzero_si256();
 
-		for (size_t k = i; k < i + 64; k += 16)
+		for (int k = 0; k < 2; k++, q += 16)
 		{
-			__m256i		x = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *) (index + k)));
+			__m256i		x = _mm256_cvtepu8_epi16(k == 0 ? _mm256_castsi256_si128(index) :
+												 _mm256_extracti128_si256(index, 1));
 			__m256i		segment = _mm256_srl_epi16(x, shift);
 			__m256i		level;
 
@@ -409,7 +432,7 @@ dot_levels(const uint8_t *index, const int16_t *q, size_t n,
 									   _mm256_and_si256(x, rest));
 			level = _mm256_add_epi16(level, entries(base_low, base_high, segment));
 			part = _mm256_add_epi32(part,
-									_mm256_madd_epi16(level, _mm256_loadu_si256((const __m256i *) (q + k))));
+									_mm256_madd_epi16(level, _mm256_loadu_si256((const __m256i *) q)));
 		}
 		sum = _mm256_add_epi64(sum, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(part)));
 		sum = _mm256_add_epi64(sum, _mm256_cvtepi32_epi64(_mm256_extracti128_si256(part, 1)));

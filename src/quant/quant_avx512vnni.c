@@ -183,34 +183,83 @@ dot_f32(const uint8_t *code, const float *q, size_t n)
 }
 
 /*
+ * indexes: the indexes of a group.
+ */
+TARGET static inline __m512i
+indexes(const SwarmCodecFields *fields, int parts, size_t group)
+{
+	__m512i		index = _mm512_setzero_si512();
+
+	for (int part = 0; part < parts; part++)
+	{
+		int			w = fields[part].width;
+		int			shift;
+		const uint8_t *bytes = swarm_codec_group(&fields[part], group, &shift);
+		__m512i		field = _mm512_loadu_si512(bytes);
+
+		field = _mm512_and_si512(_mm512_srl_epi16(field, _mm_cvtsi32_si128(shift)),
+								 _mm512_set1_epi8((1 << w) - 1));
+		index = _mm512_or_si512(_mm512_sll_epi16(index, _mm_cvtsi32_si128(w)), field);
+	}
+	return index;
+}
+
+/*
+ * add_levels: sum + q times the levels of 32 indexes.
+ */
+TARGET static inline __m512i
+add_levels(__m512i sum, __m256i index, const int16_t *q, __m512i base,
+		   __m512i step, int rest_bits)
+{
+	__m512i		x = _mm512_cvtepu8_epi16(index);
+	__m512i		segment = _mm512_srl_epi16(x, _mm_cvtsi32_si128(rest_bits));
+	__m512i		rest = _mm512_and_si512(x, _mm512_set1_epi16((1 << rest_bits) - 1));
+	__m512i		level = _mm512_mullo_epi16(_mm512_permutexvar_epi16(segment, step), rest);
+
+	level = _mm512_add_epi16(level, _mm512_permutexvar_epi16(segment, base));
+	return _mm512_dpwssd_epi32(sum, level, _mm512_loadu_si512(q));
+}
+
+/*
+ * widen: 16 32-bit sums as 8 of 64 bits.
+ */
+TARGET static inline __m512i
+widen(__m512i sum)
+{
+	return _mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(sum)),
+							_mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(sum, 1)));
+}
+
+/*
  * dot_levels: sum of q times the levels of both codes together.  16 products
- * of pairs of at most 16,010 * 4,095, all of a chunk, fit 32 bits.
+ * of pairs of at most 16,010 * 4,095, those of 8 groups, fit 32 bits.
  */
 TARGET static int64_t
-dot_levels(const uint8_t *index, const int16_t *q, size_t n,
-		   const SwarmCodecLevels *levels)
+dot_levels(const SwarmCodecFields *fields, int parts, size_t groups,
+		   const int16_t *q, const SwarmCodecLevels *levels)
 {
 	const		__m512i base =
 	_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *) levels->base));
 	const		__m512i step =
 	_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *) levels->step));
-	const		__m128i shift = _mm_cvtsi32_si128(levels->rest_bits);
-	const		__m512i rest = _mm512_set1_epi16((1 << levels->rest_bits) - 1);
+	__m512i		total = _mm512_setzero_si512();
 	__m512i		sum = _mm512_setzero_si512();
 
-	for (size_t i = 0; i < n; i += 32)
+	for (size_t group = 0; group < groups; group++, q += SWARM_CODEC_BLOCK)
 	{
-		__m512i		x = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *) (index + i)));
-		__m512i		segment = _mm512_srl_epi16(x, shift);
-		__m512i		level;
+		__m512i		index = indexes(fields, parts, group);
 
-		level = _mm512_mullo_epi16(_mm512_permutexvar_epi16(segment, step),
-								   _mm512_and_si512(x, rest));
-		level = _mm512_add_epi16(level, _mm512_permutexvar_epi16(segment, base));
-		sum = _mm512_dpwssd_epi32(sum, level, _mm512_loadu_si512(q + i));
+		sum = add_levels(sum, _mm512_castsi512_si256(index), q, base, step,
+						 levels->rest_bits);
+		sum = add_levels(sum, _mm512_extracti64x4_epi64(index, 1), q + 32, base,
+						 step, levels->rest_bits);
+		if (group % 8 == 7)
+		{
+			total = _mm512_add_epi64(total, widen(sum));
+			sum = _mm512_setzero_si512();
+		}
 	}
-	return _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(sum)),
-													_mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(sum, 1))));
+	return _mm512_reduce_add_epi64(_mm512_add_epi64(total, widen(sum)));
 }
 
 /* ---------- rotation ---------- */

@@ -7,8 +7,6 @@
  */
 #include "quant/quant_int.h"
 
-#include <string.h>
-
 /*
  * l2_squared: sum of the squared differences.
  */
@@ -169,54 +167,96 @@ dot_f32(const uint8_t *code, const float *q, size_t n)
  * dot_levels: sum of q times the levels of both codes together.
  */
 static int64_t
-dot_levels(const uint8_t *index, const int16_t *q, size_t n,
-		   const SwarmCodecLevels *levels)
+dot_levels(const SwarmCodecFields *fields, int parts, size_t groups,
+		   const int16_t *q, const SwarmCodecLevels *levels)
 {
-	int			rest = (1 << levels->rest_bits) - 1;
 	int64_t		sum = 0;
 
-	for (size_t i = 0; i < n; i++)
+	for (size_t group = 0; group < groups; group++, q += SWARM_CODEC_BLOCK)
 	{
-		int			segment = index[i] >> levels->rest_bits;
+		uint8_t		index[SWARM_CODEC_BLOCK];
 
-		sum += (levels->base[segment] +
-				levels->step[segment] * (index[i] & rest)) * q[i];
+		swarm_codec_indexes(fields, parts, group, index);
+		for (int j = 0; j < SWARM_CODEC_BLOCK; j++)
+			sum += swarm_codec_level(levels, index[j]) * q[j];
 	}
 	return sum;
 }
 
 /*
- * flip: pseudo-random changes of sign.
+ * flip: pseudo-random changes of sign, without branches.
  */
 static void
 flip(float *x, size_t n, uint64_t key)
 {
-	uint64_t	word = 0;
-
-	for (size_t i = 0; i < n; i++)
+	for (size_t i = 0; i < n; i += 64)
 	{
-		if (i % 64 == 0)
-			word = swarm_codec_word(key, i / 64);
-		x[i] = (word >> (i % 64)) & 1 ? -x[i] : x[i];
+		uint64_t	word = swarm_codec_word(key, i / 64);
+
+		for (size_t j = i; j < n && j < i + 64; j++, word >>= 1)
+		{
+			uint32_t	bits;
+
+			memcpy(&bits, &x[j], sizeof(bits));
+			bits ^= (uint32_t) word << 31;
+			memcpy(&x[j], &bits, sizeof(bits));
+		}
 	}
 }
 
 /*
- * hadamard: the Hadamard transform.
+ * stage: one stage of a Hadamard transform.  Copies of four floats let the
+ * compiler use registers of four.
+ */
+static inline void
+stage(float *x, size_t n, size_t half)
+{
+	for (size_t i = 0; i < n; i += 2 * half)
+		for (size_t j = i; j < i + half; j += 4)
+		{
+			float		a[4];
+			float		b[4];
+			float		sum[4];
+			float		difference[4];
+
+			memcpy(a, x + j, sizeof(a));
+			memcpy(b, x + j + half, sizeof(b));
+			for (int k = 0; k < 4; k++)
+				sum[k] = a[k] + b[k];
+			for (int k = 0; k < 4; k++)
+				difference[k] = a[k] - b[k];
+			memcpy(x + j, sum, sizeof(sum));
+			memcpy(x + j + half, difference, sizeof(difference));
+		}
+}
+
+/*
+ * hadamard: the Hadamard transform, the first two stages in one pass.
  */
 static void
 hadamard(float *x, size_t n, float scale)
 {
-	for (size_t half = 1; half < n; half *= 2)
-		for (size_t i = 0; i < n; i += 2 * half)
-			for (size_t j = i; j < i + half; j++)
-			{
-				float		a = x[j];
-				float		b = x[j + half];
+	if (n == 2)
+	{
+		float		a = x[0];
 
-				x[j] = a + b;
-				x[j + half] = a - b;
-			}
+		x[0] = a + x[1];
+		x[1] = a - x[1];
+	}
+	for (size_t i = 0; i + 4 <= n; i += 4)
+	{
+		float		ab = x[i] + x[i + 1];
+		float		a_b = x[i] - x[i + 1];
+		float		cd = x[i + 2] + x[i + 3];
+		float		c_d = x[i + 2] - x[i + 3];
+
+		x[i] = ab + cd;
+		x[i + 1] = a_b + c_d;
+		x[i + 2] = ab - cd;
+		x[i + 3] = a_b - c_d;
+	}
+	for (size_t half = 4; half < n; half *= 2)
+		stage(x, n, half);
 	for (size_t i = 0; i < n; i++)
 		x[i] *= scale;
 }

@@ -292,7 +292,7 @@ check_codec(int dims, int bits, int refine_bits, int kind)
 	CHECK(swarm_codec_init(&codec, dims, bits, refine_bits));
 	CHECK(codec.code_size % 4 == 0 && codec.refine_size % 4 == 0);
 	CHECK(codec.code_size < ((size_t) dims * bits + 7) / 8 + 4);
-	fill(q, dims, kind % 3);
+	fill(q, dims, kind <= 3 ? kind : 0);
 	for (int i = 0; i < NCODES; i++)
 	{
 		SwarmCodeFactors factors;
@@ -302,6 +302,12 @@ check_codec(int dims, int bits, int refine_bits, int kind)
 		/* the first ones are real, the others are random if they may be */
 		if (i >= 2 && bits <= 8)
 		{
+			/* all the largest levels, so that sums would overflow */
+			if (i == 2)
+			{
+				memset(codes[i], 0xff, codec.code_size);
+				memset(refines[i], 0xff, codec.refine_size);
+			}
 			for (size_t k = 0; bits == 8 && k < codec.code_size; k++)
 				codes[i][k] = codes[i][k] == 0x80 ? 0x81 : codes[i][k];
 			continue;
@@ -409,7 +415,7 @@ check_halves(void)
 int
 main(void)
 {
-	static const int dims[] = {1, 2, 3, 7, 8, 31, 63, 64, 65, 127, 128, 129, 255,
+	static const int dims[] = {1, 2, 3, 7, 8, 14, 28, 31, 47, 56, 63, 64, 65, 99, 112, 127, 128, 129, 224, 240, 255,
 	383, 384, 385, 511, 512, 513, 768, 784, 1536, 4096, 16001};
 	SwarmCodec	codec;
 
@@ -420,7 +426,7 @@ main(void)
 	for (size_t i = 0; i < sizeof(dims) / sizeof(dims[0]); i++)
 		for (int bits = 1; bits <= 32; bits *= 2)
 			for (int refine_bits = 0; refine_bits < 8; refine_bits++)
-				for (int kind = 0; kind < (dims[i] > 2000 ? 3 : KINDS); kind++)
+				for (int kind = 0; kind < (dims[i] > 2000 ? 4 : KINDS); kind++)
 					if (swarm_codec_init(&codec, dims[i], bits, refine_bits))
 						check_case(dims[i], bits, refine_bits, kind, i);
 	for (int level = 0; level < SWARM_QUANT_LEVELS; level++)
