@@ -39,6 +39,10 @@
 #define PHASE_GRAPH		3
 #define PHASE_WRITE		4
 
+/* What the placement knows of a node. */
+#define QUEUED			0x01
+#define PLACED			0x02
+
 typedef struct Sample
 {
 	SwarmHnswOpclass opclass;
@@ -74,7 +78,7 @@ static void build_row(Relation rel, ItemPointer tid, Datum *values,
 					  bool *isnull, bool alive, void *state);
 static void write_graph(Build *build);
 static SwarmNodeId *place_nodes(const SwarmGraph *graph,
-								const SwarmHnswMeta *meta);
+								const SwarmHnswMeta *meta, uint32 per_page);
 static void write_meta(Relation rel, ForkNumber fork,
 					   const SwarmHnswMeta *meta);
 
@@ -332,7 +336,8 @@ write_graph(Build *build)
 	SwarmGraph *graph = build->graph;
 	const SwarmHnswLayout *layout = &index->layout;
 	Relation	rel = build->rel;
-	SwarmNodeId *order = place_nodes(graph, &index->meta);
+	SwarmNodeId *order = place_nodes(graph, &index->meta,
+										   layout->per_page[SWARM_STREAM_NODE]);
 	SwarmNodeId *ids;
 	Buffer		buffers[SWARM_HNSW_STREAMS] = {InvalidBuffer};
 	Buffer		meta_buffer;
@@ -394,54 +399,92 @@ write_graph(Build *build)
 /*
  * place_nodes: which node gets which id: order[id] is its place in memory.
  *
- * Breadth first from the entry point, a node's neighbours side by side, so
- * that those that are scored together share pages.  A place in memory and an
- * id have their level by the same function, and a node must keep its level; so
- * every level has a queue of its own, and the next id of a level takes the
- * next node of that level's queue.
+ * Nodes that are scored together should share pages.  A page is filled around
+ * its first node: the next one is always that which most links of the page
+ * lead to.  First nodes come in the order in which links lead to them, from the
+ * entry point on.
+ *
+ * A place in memory and an id have their level by the same function, and a
+ * node must keep its level; so every level has a queue of its own, in which its
+ * nodes are in the order found here, and the next id of a level takes the next
+ * node of that queue.
  */
 static SwarmNodeId *
-place_nodes(const SwarmGraph *graph, const SwarmHnswMeta *meta)
+place_nodes(const SwarmGraph *graph, const SwarmHnswMeta *meta,
+			uint32 per_page)
 {
 	uint32		n = graph->count;
 	Size		size = sizeof(SwarmNodeId) * Max(n, 1);
 	SwarmNodeId *walk = MemoryContextAllocHuge(CurrentMemoryContext, size);
+	SwarmNodeId *queue = MemoryContextAllocHuge(CurrentMemoryContext, size);
 	SwarmNodeId *order = MemoryContextAllocHuge(CurrentMemoryContext, size);
 	uint8	   *levels = MemoryContextAllocHuge(CurrentMemoryContext, Max(n, 1));
-	bool	   *seen = MemoryContextAllocHuge(CurrentMemoryContext, Max(n, 1));
+	uint8	   *seen = MemoryContextAllocHuge(CurrentMemoryContext, Max(n, 1));
+	uint8	   *weight = MemoryContextAllocHuge(CurrentMemoryContext, Max(n, 1));
+	SwarmNodeId *near = palloc(sizeof(SwarmNodeId) * per_page * 256);
 	uint32		next[SWARM_HNSW_MAX_LEVEL + 1] = {0};
 	uint32		head = 0;
+	uint32		tail = 0;
 	uint32		count = 0;
 	uint32		start = 0;
 
 	memset(seen, 0, n);
+	memset(weight, 0, n);
 	if (graph->entry != SWARM_NODE_NONE)
 	{
-		walk[count++] = graph->entry;
-		seen[graph->entry] = true;
+		queue[tail++] = graph->entry;
+		seen[graph->entry] = QUEUED;
 	}
-	while (count < n || head < count)
+	while (count < n)
 	{
-		const SwarmNodeId *links;
-		SwarmNodeId node;
-		int			degree;
+		uint32		nnear = 0;
 
-		if (head == count)
+		while (head < tail && (seen[queue[head]] & PLACED))
+			head++;
+		if (head == tail)
 		{
 			/* Not reached: odd nodes, and what hangs together with nothing. */
-			while (seen[start])
+			while (seen[start] & QUEUED)
 				start++;
-			seen[start] = true;
-			walk[count++] = start;
+			seen[start] |= QUEUED;
+			queue[tail++] = start;
 		}
-		node = walk[head++];
-		degree = swarm_graph_links(graph, node, &links);
-		for (int i = 0; i < degree; i++)
-			if (!seen[links[i]])
+		near[nnear++] = queue[head];
+
+		for (uint32 placed = 0; placed < per_page && nnear > 0; placed++)
+		{
+			const SwarmNodeId *links;
+			SwarmNodeId node;
+			uint32		best = 0;
+			int			degree;
+
+			for (uint32 i = 1; i < nnear; i++)
+				if (weight[near[i]] > weight[near[best]])
+					best = i;
+			node = near[best];
+			near[best] = near[--nnear];
+			weight[node] = 0;
+			seen[node] |= PLACED;
+			walk[count++] = node;
+
+			degree = swarm_graph_links(graph, node, &links);
+			for (int i = 0; i < degree; i++)
 			{
-				seen[links[i]] = true;
-				walk[count++] = links[i];
+				SwarmNodeId link = links[i];
+
+				if (!(seen[link] & QUEUED))
+				{
+					seen[link] |= QUEUED;
+					queue[tail++] = link;
+				}
+				if (seen[link] & PLACED)
+					continue;
+				if (weight[link]++ == 0)
+					near[nnear++] = link;
 			}
+		}
+		for (uint32 i = 0; i < nnear; i++)
+			weight[near[i]] = 0;
 	}
 
 	for (uint32 i = 0; i < n; i++)
@@ -455,7 +498,10 @@ place_nodes(const SwarmGraph *graph, const SwarmHnswMeta *meta)
 		order[id] = walk[next[level]++];
 	}
 	pfree(walk);
+	pfree(queue);
 	pfree(levels);
 	pfree(seen);
+	pfree(weight);
+	pfree(near);
 	return order;
 }

@@ -194,6 +194,21 @@ typedef struct SwarmPageHint
 	Buffer		buffer;			/* where it was */
 } SwarmPageHint;
 
+/* The nodes of an upper level, kept to begin at; see hnsw_entry.c. */
+typedef struct SwarmHnswEntries
+{
+	MemoryContext context;
+	int			searches;		/* that did without */
+	int			level;
+	int			count;			/* 0: none are kept */
+	uint32		nodes;			/* of the index when they were read */
+	uint32		generation;
+	SwarmNodeId *ids;
+	float	   *norm2;
+	float	   *scale;
+	const uint8 **codes;
+} SwarmHnswEntries;
+
 /*
  * An open index: what one backend remembers of it between statements.
  * From swarm_hnsw_open; lives in its own context in the cache of hnsw_open.c.
@@ -217,6 +232,7 @@ typedef struct SwarmHnswIndex
 	SwarmPageHint *hints[SWARM_HNSW_STREAMS];
 	uint32		hinted[SWARM_HNSW_STREAMS];
 	float	   *work;			/* 2 dims floats, for the encoder */
+	SwarmHnswEntries entries;
 } SwarmHnswIndex;
 
 /* hnsw_page.c */
@@ -224,6 +240,8 @@ extern void swarm_hnsw_layout(SwarmHnswLayout *layout,
 							  const SwarmHnswMeta *meta,
 							  const SwarmCodec *codec);
 extern int	swarm_hnsw_level(const SwarmHnswMeta *meta, SwarmNodeId id);
+extern uint32 swarm_hnsw_level_digit(const SwarmHnswMeta *meta, int level,
+									 uint32 block);
 extern BlockNumber swarm_hnsw_block(const SwarmHnswLayout *layout,
 									SwarmHnswStream stream, uint32 page);
 extern BlockNumber swarm_hnsw_blocks(const SwarmHnswLayout *layout,
@@ -485,6 +503,10 @@ extern void swarm_hnsw_sort(SwarmCandidates *array);
 extern void swarm_idset_reset(SwarmIdSet *set);
 extern bool swarm_idset_add(SwarmIdSet *set, SwarmNodeId id);
 extern bool swarm_idset_has(const SwarmIdSet *set, SwarmNodeId id);
+
+/* hnsw_entry.c */
+extern bool swarm_hnsw_nearest_entry(SwarmHnswSearch *search, int to_level,
+									 int *level, SwarmCandidate *nearest);
 
 /* hnsw_select.c */
 typedef void (*SwarmPointLoad) (void *arg, int i);

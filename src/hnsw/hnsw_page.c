@@ -158,15 +158,25 @@ swarm_hnsw_level(const SwarmHnswMeta *meta, SwarmNodeId id)
 	while (level < SWARM_HNSW_MAX_LEVEL)
 	{
 		uint32		block = rest >> SWARM_HNSW_FANOUT_BITS;
-		uint64		draw = mix(meta->seed + level * UINT64CONST(0x9e3779b97f4a7c15) +
-							   ((uint64) block << 8));
 
-		if ((rest & (SWARM_HNSW_FANOUT - 1)) != (draw & (SWARM_HNSW_FANOUT - 1)))
+		if ((rest & (SWARM_HNSW_FANOUT - 1)) !=
+			swarm_hnsw_level_digit(meta, level, block))
 			break;
 		level++;
 		rest = block;
 	}
 	return level;
+}
+
+/*
+ * swarm_hnsw_level_digit: which one of the 16 nodes of a level in a block goes
+ * up to the next level.
+ */
+uint32
+swarm_hnsw_level_digit(const SwarmHnswMeta *meta, int level, uint32 block)
+{
+	return mix(meta->seed + level * UINT64CONST(0x9e3779b97f4a7c15) +
+			   ((uint64) block << 8)) & (SWARM_HNSW_FANOUT - 1);
 }
 
 /*

@@ -29,7 +29,7 @@
 
 static void expand(SwarmHnswSearch *search, int level, int ef);
 static void offer(SwarmHnswSearch *search, SwarmCandidate c, int ef);
-static void prefetch(SwarmHnswSearch *search, SwarmNodeId id);
+static void prefetch(SwarmHnswSearch *search, SwarmNodeId id, bool links);
 
 /* ------------------------------------------------------------ id sets */
 
@@ -278,11 +278,12 @@ swarm_hnsw_read_links(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 }
 
 /*
- * prefetch: bring the code of a node nearer, if we know where it was.  The
- * buffer may hold another page by now, which costs nothing but the prefetch.
+ * prefetch: bring the code of a node, or its links, nearer, if we know where
+ * it was.  The buffer may hold another page by now, which costs nothing but
+ * the prefetch.
  */
 static void
-prefetch(SwarmHnswSearch *search, SwarmNodeId id)
+prefetch(SwarmHnswSearch *search, SwarmNodeId id, bool links)
 {
 	SwarmHnswIndex *index = search->index;
 	uint32		per_page = index->layout.per_page[SWARM_STREAM_NODE];
@@ -295,10 +296,17 @@ prefetch(SwarmHnswSearch *search, SwarmNodeId id)
 	buffer = index->hints[SWARM_STREAM_NODE][page].buffer;
 	if (buffer <= 0)
 		return;
-	__builtin_prefetch(GetBufferDescriptor(buffer - 1), 1);
 	slot = (const char *) BufferGetBlock(buffer) +
 		MAXALIGN(SizeOfPageHeaderData) +
 		(Size) (id - page * per_page) * index->layout.slot_size[SWARM_STREAM_NODE];
+	if (links)
+	{
+		slot += offsetof(SwarmNode, code) + index->codec.code_size;
+		__builtin_prefetch(slot);
+		__builtin_prefetch(slot + CACHE_LINE);
+		return;
+	}
+	__builtin_prefetch(GetBufferDescriptor(buffer - 1), 1);
 	for (uint32 i = 0; i < Min(offsetof(SwarmNode, code) + index->codec.code_size, 512); i += CACHE_LINE)
 		__builtin_prefetch(slot + i);
 }
@@ -314,7 +322,7 @@ swarm_hnsw_score_page(SwarmHnswSearch *search, Page page,
 {
 	SwarmHnswIndex *index = search->index;
 	SwarmHnswQuery *query = search->query;
-	const uint8 *codes[MAX_LINKS] = {NULL};
+	const uint8 *codes[MAX_LINKS];
 	const SwarmNode *nodes[MAX_LINKS];
 	float		dots[MAX_LINKS];
 	bool		mixed = index->meta.oldest != index->meta.generation;
@@ -381,7 +389,7 @@ swarm_hnsw_score_ids(SwarmHnswSearch *search, const SwarmNodeId *ids, int n,
 		SwarmNodeId id = ids[i];
 		int			j = i;
 
-		prefetch(search, id);
+		prefetch(search, id, false);
 		for (; j > 0 && sorted[j - 1] > id; j--)
 			sorted[j] = sorted[j - 1];
 		sorted[j] = id;
@@ -457,12 +465,15 @@ swarm_hnsw_search_descend(SwarmHnswSearch *search, int to_level,
 	SwarmNodeId fresh[MAX_LINKS];
 	SwarmCandidate scored[MAX_LINKS];
 	SwarmNodeId entry = index->meta.entry;
+	int			level;
 	int			try = 0;
 
 	if (entry == SWARM_NODE_NONE)
 		return false;
+	if (!swarm_hnsw_nearest_entry(search, to_level, &level, nearest))
+		level = 0;
 	/* Vacuum may have freed the entry point since we read the metapage. */
-	while (swarm_hnsw_score_ids(search, &entry, 1, nearest) == 0)
+	while (level == 0 && swarm_hnsw_score_ids(search, &entry, 1, nearest) == 0)
 	{
 		swarm_hnsw_open(search->rel);
 		if (index->meta.entry == SWARM_NODE_NONE)
@@ -472,8 +483,9 @@ swarm_hnsw_search_descend(SwarmHnswSearch *search, int to_level,
 		entry = index->meta.entry;
 	}
 
-	for (int level = swarm_hnsw_level(&index->meta, entry); level > to_level;
-		 level--)
+	/* The nearest entry needs no walk on its own level. */
+	level = level > 0 ? level - 1 : swarm_hnsw_level(&index->meta, entry);
+	for (; level > to_level; level--)
 	{
 		bool		moved = true;
 
@@ -603,6 +615,7 @@ offer(SwarmHnswSearch *search, SwarmCandidate c, int ef)
 		return;
 	}
 	swarm_hnsw_push_min(&search->near, c);
+	prefetch(search, c.id, true);
 	if (c.state != SWARM_NODE_LINKED)
 		return;
 	swarm_hnsw_push_max(&search->best, c);
