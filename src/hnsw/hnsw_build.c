@@ -3,10 +3,12 @@
  *	  CREATE INDEX: the graph is made in memory and written once.
  *
  * Step 1 samples the table for the centre.  Step 2 scans it, codes every row
- * and links it in memory, with codes of 8 bits whatever the index stores.
- * Step 3 orders the nodes so that neighbours share pages and writes the pages,
- * which are logged as a whole at the end.  Rows for which there is no memory
- * (maintenance_work_mem) are inserted afterwards as INSERT does it.
+ * and links it in memory, with codes of 8 bits whatever the index stores; when
+ * there are parallel workers, all of them do (hnsw_parallel.c).  Step 3 orders
+ * the nodes so that neighbours share pages and writes the pages, which are
+ * logged as a whole at the end.  Rows for which there was no memory
+ * (maintenance_work_mem) are found by another scan and inserted as INSERT does
+ * it.
  *
  * Nobody else sees the index meanwhile.
  */
@@ -51,22 +53,20 @@ typedef struct Sample
 	SwarmHnswIndex *index;		/* once dims are known */
 	double	   *sum;			/* of rotated coordinates */
 	int64		rows;
+	int64		tuples;			/* with those that are null or zero */
+	int64		blocks;			/* that they were in */
 	double		radius2;
 	float	   *work;
 } Sample;
 
-typedef struct Build
+/* Rows that the graph has no place for, found by what it has. */
+typedef struct Rest
 {
-	Relation	rel;
-	SwarmHnswIndex *index;
-	SwarmGraph *graph;
-	SwarmHnswCode *code;
-	MemoryContext context;		/* reset for every row */
-	double		rows;
-	bool		full;			/* no more memory */
-	SwarmCandidates late;		/* unused */
-	ItemPointerData *late_tids;
-} Build;
+	SwarmBuild *build;
+	ItemPointerData *tids;		/* of the graph, sorted */
+	uint32		count;
+	MemoryContext context;
+} Rest;
 
 static void sample_table(Relation heap, Relation rel, IndexInfo *info,
 						 Sample *sample);
@@ -76,7 +76,11 @@ static void make_model(Relation rel, SwarmHnswIndex *index,
 					   const Sample *sample);
 static void build_row(Relation rel, ItemPointer tid, Datum *values,
 					  bool *isnull, bool alive, void *state);
-static void write_graph(Build *build);
+static void write_graph(SwarmBuild *build);
+static void insert_rest(SwarmBuild *build);
+static void insert_row(Relation rel, ItemPointer tid, Datum *values,
+					   bool *isnull, bool alive, void *state);
+static int	compare_tids(const void *a, const void *b);
 static SwarmNodeId *place_nodes(const SwarmGraph *graph,
 								const SwarmHnswMeta *meta, uint32 per_page);
 static void write_meta(Relation rel, ForkNumber fork,
@@ -121,9 +125,9 @@ IndexBuildResult *
 swarm_hnsw_build(Relation heap, Relation rel, IndexInfo *info)
 {
 	IndexBuildResult *result = palloc0(sizeof(IndexBuildResult));
+	SwarmBuild	build = {.heap = heap,.rel = rel,.info = info,.progress = true};
 	Sample		sample = {0};
 	SwarmHnswMeta meta;
-	Build		build = {.rel = rel};
 
 	if (RelationGetNumberOfBlocks(rel) != 0)
 		elog(ERROR, "index \"%s\" already contains data",
@@ -136,32 +140,69 @@ swarm_hnsw_build(Relation heap, Relation rel, IndexInfo *info)
 	sample_table(heap, rel, info, &sample);
 	if (sample.dims > 0)
 	{
+		double		rows = (double) sample.tuples / Max(sample.blocks, 1) *
+			RelationGetNumberOfBlocks(heap);
+		SwarmParallel *parallel;
+		SwarmGraphShared *private = NULL;
+		uint32		room;
+
 		build.index = sample.index;
 		make_model(rel, build.index, &sample);
-		build.graph = swarm_graph_new(build.index, heap->rd_rel->reltuples);
-		build.code = swarm_hnsw_code_new(build.index);
-		build.context = AllocSetContextCreate(CurrentMemoryContext,
-											  "qhnsw build row",
-											  ALLOCSET_DEFAULT_SIZES);
+		room = swarm_graph_room(build.index, rows);
 
 		pgstat_progress_update_param(PROGRESS_CREATEIDX_SUBPHASE, PHASE_GRAPH);
-		result->heap_tuples = table_index_build_scan(heap, rel, info, true, true,
-													 build_row, &build, NULL);
-		if (!build.full)
+		parallel = swarm_hnsw_parallel_begin(&build, room);
+		if (parallel == NULL)
 		{
-			pgstat_progress_update_param(PROGRESS_CREATEIDX_SUBPHASE, PHASE_WRITE);
-			write_graph(&build);
+			private = MemoryContextAllocHuge(CurrentMemoryContext,
+											 swarm_graph_size(build.index, room));
+			swarm_graph_init(private, room);
+			swarm_hnsw_build_scan(&build, private, NULL);
 		}
-		result->index_tuples = build.rows;
+
+		pgstat_progress_update_param(PROGRESS_CREATEIDX_SUBPHASE, PHASE_WRITE);
+		write_graph(&build);
+		if (RelationNeedsWAL(rel))
+			log_newpage_range(rel, MAIN_FORKNUM, 0,
+							  RelationGetNumberOfBlocks(rel), true);
+		if (build.full)
+			insert_rest(&build);
+		if (parallel != NULL)
+			swarm_hnsw_parallel_end(parallel);
+		else
+			pfree(private);
+		result->heap_tuples = build.heap_tuples;
+		result->index_tuples = build.index_tuples;
 	}
 	else
-		result->heap_tuples = sample.rows;
-
-	if (RelationNeedsWAL(rel) && !build.full)
-		log_newpage_range(rel, MAIN_FORKNUM, 0, RelationGetNumberOfBlocks(rel),
-						  true);
+	{
+		if (RelationNeedsWAL(rel))
+			log_newpage_range(rel, MAIN_FORKNUM, 0,
+							  RelationGetNumberOfBlocks(rel), true);
+		result->heap_tuples = sample.tuples;
+	}
 	swarm_hnsw_forget(rel);
 	return result;
+}
+
+/*
+ * swarm_hnsw_build_scan: scan the table, or this process's part of it, into
+ * the graph.
+ */
+void
+swarm_hnsw_build_scan(SwarmBuild *build, SwarmGraphShared *shared,
+					  TableScanDesc scan)
+{
+	build->graph = swarm_graph_attach(build->index, shared);
+	build->code = swarm_hnsw_code_new(build->index);
+	build->context = AllocSetContextCreate(CurrentMemoryContext,
+										   "qhnsw build row",
+										   ALLOCSET_DEFAULT_SIZES);
+	build->heap_tuples = table_index_build_scan(build->heap, build->rel,
+												build->info, true,
+												build->progress, build_row,
+												build, scan);
+	MemoryContextDelete(build->context);
 }
 
 /*
@@ -189,6 +230,7 @@ sample_table(Relation heap, Relation rel, IndexInfo *info, Sample *sample)
 
 		table_index_build_range_scan(heap, rel, info, false, false, false,
 									 block, count, sample_row, sample, NULL);
+		sample->blocks += count;
 		CHECK_FOR_INTERRUPTS();
 
 		/* Until there is a vector to know the dimensions by, leave nothing out. */
@@ -211,6 +253,7 @@ sample_row(Relation rel, ItemPointer tid, Datum *values, bool *isnull,
 	void	   *tofree;
 	int			dims;
 
+	sample->tuples++;
 	if (isnull[0] || !alive)
 		return;
 	old = MemoryContextSwitchTo(sample->context);
@@ -275,35 +318,15 @@ static void
 build_row(Relation rel, ItemPointer tid, Datum *values, bool *isnull,
 		  bool alive, void *state)
 {
-	Build	   *build = state;
+	SwarmBuild *build = state;
 	SwarmHnswIndex *index = build->index;
-	MemoryContext old;
+	MemoryContext old = MemoryContextSwitchTo(build->context);
+	bool		added;
 
-	if (!build->full && !swarm_graph_reserve(build->graph))
-	{
-		ereport(NOTICE,
-				(errmsg("graph of index \"%s\" no longer fits into maintenance_work_mem after %.0f rows",
-						RelationGetRelationName(rel), build->rows),
-				 errdetail("The other rows are inserted one by one, which takes longer."),
-				 errhint("Increase maintenance_work_mem.")));
-		write_graph(build);
-		if (RelationNeedsWAL(rel))
-			log_newpage_range(rel, MAIN_FORKNUM, 0,
-							  RelationGetNumberOfBlocks(rel), true);
-		swarm_graph_free(build->graph);
-		build->full = true;
-	}
-	build->rows++;
 	if (build->full)
-	{
-		swarm_hnsw_insert(rel, values, isnull, tid, NULL, UNIQUE_CHECK_NO, false,
-						  NULL);
-		return;
-	}
-
-	old = MemoryContextSwitchTo(build->context);
-	if (isnull[0])
-		swarm_graph_add_odd(build->graph, tid, SWARM_NODE_NULL);
+		added = false;
+	else if (isnull[0])
+		added = swarm_graph_add_odd(build->graph, tid, SWARM_NODE_NULL);
 	else
 	{
 		int			dims;
@@ -314,23 +337,84 @@ build_row(Relation rel, ItemPointer tid, Datum *values, bool *isnull,
 
 		if (swarm_hnsw_coordinates(index, v, dims, false, rotated) ==
 			SWARM_VALUE_ZERO)
-			swarm_graph_add_odd(build->graph, tid, 0);
+			added = swarm_graph_add_odd(build->graph, tid, 0);
 		else
 		{
-			/* What is left of the encoding in index->work is the residual. */
+			/* The encoding leaves the residual in index->work. */
 			swarm_hnsw_encode(index, rotated, build->code);
-			swarm_graph_add(build->graph, tid, build->code, index->work);
+			added = swarm_graph_add(build->graph, tid, build->code, index->work);
 		}
 	}
+	if (added)
+		build->index_tuples++;
+	else
+		build->full = true;
+	if (build->progress)
+		pgstat_progress_update_param(PROGRESS_CREATEIDX_TUPLES_DONE,
+									 swarm_graph_count(build->graph));
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(build->context);
+}
+
+/*
+ * insert_rest: insert the rows that the graph had no place for.
+ */
+static void
+insert_rest(SwarmBuild *build)
+{
+	SwarmGraph *graph = build->graph;
+	Rest		rest = {.build = build,.count = swarm_graph_count(graph)};
+
+	ereport(NOTICE,
+			(errmsg("graph of index \"%s\" no longer fits into maintenance_work_mem after %u rows",
+					RelationGetRelationName(build->rel), rest.count),
+			 errdetail("The other rows are inserted one by one, which takes longer."),
+			 errhint("Increase maintenance_work_mem.")));
+	rest.tids = MemoryContextAllocHuge(CurrentMemoryContext,
+									   sizeof(ItemPointerData) * (Size) Max(rest.count, 1));
+	for (uint32 i = 0; i < rest.count; i++)
+		rest.tids[i] = graph->nodes[i].tid;
+	qsort(rest.tids, rest.count, sizeof(ItemPointerData), compare_tids);
+	build->heap_tuples = table_index_build_scan(build->heap, build->rel,
+												build->info, true, false,
+												insert_row, &rest, NULL);
+	pfree(rest.tids);
+	swarm_hnsw_fold(build->rel);
+}
+
+/*
+ * insert_row: insert a row unless it is in the graph.
+ */
+static void
+insert_row(Relation rel, ItemPointer tid, Datum *values, bool *isnull,
+		   bool alive, void *state)
+{
+	Rest	   *rest = state;
+
+	if (bsearch(tid, rest->tids, rest->count, sizeof(ItemPointerData),
+				compare_tids) != NULL)
+		return;
+	swarm_hnsw_insert(rel, values, isnull, tid, NULL, UNIQUE_CHECK_NO, false,
+					  NULL);
+	rest->build->index_tuples++;
+	pgstat_progress_update_param(PROGRESS_CREATEIDX_TUPLES_DONE,
+								 rest->build->index_tuples);
+}
+
+/*
+ * compare_tids: for qsort and bsearch.
+ */
+static int
+compare_tids(const void *a, const void *b)
+{
+	return ItemPointerCompare((ItemPointer) a, (ItemPointer) b);
 }
 
 /*
  * write_graph: give the nodes their ids and write the pages.
  */
 static void
-write_graph(Build *build)
+write_graph(SwarmBuild *build)
 {
 	SwarmHnswIndex *index = build->index;
 	SwarmGraph *graph = build->graph;
@@ -342,7 +426,7 @@ write_graph(Build *build)
 	Buffer		buffers[SWARM_HNSW_STREAMS] = {InvalidBuffer};
 	Buffer		meta_buffer;
 	SwarmHnswMeta *meta;
-	uint32		n = graph->count;
+	uint32		n = swarm_graph_count(graph);
 
 	ids = MemoryContextAllocHuge(CurrentMemoryContext,
 								 sizeof(SwarmNodeId) * Max(n, 1));
@@ -386,10 +470,10 @@ write_graph(Build *build)
 	LockBuffer(meta_buffer, BUFFER_LOCK_EXCLUSIVE);
 	meta = swarm_hnsw_meta(BufferGetPage(meta_buffer));
 	meta->nodes = n;
-	meta->odd = graph->odd;
+	meta->odd = pg_atomic_read_u32(&graph->shared->odd);
 	meta->trained = n;
-	meta->entry = graph->entry == SWARM_NODE_NONE ? SWARM_NODE_NONE :
-		ids[graph->entry];
+	meta->entry = graph->shared->entry == SWARM_NODE_NONE ?
+		SWARM_NODE_NONE : ids[graph->shared->entry];
 	MarkBufferDirty(meta_buffer);
 	UnlockReleaseBuffer(meta_buffer);
 	pfree(order);
@@ -413,7 +497,7 @@ static SwarmNodeId *
 place_nodes(const SwarmGraph *graph, const SwarmHnswMeta *meta,
 			uint32 per_page)
 {
-	uint32		n = graph->count;
+	uint32		n = swarm_graph_count(graph);
 	Size		size = sizeof(SwarmNodeId) * Max(n, 1);
 	SwarmNodeId *walk = MemoryContextAllocHuge(CurrentMemoryContext, size);
 	SwarmNodeId *queue = MemoryContextAllocHuge(CurrentMemoryContext, size);
@@ -430,10 +514,10 @@ place_nodes(const SwarmGraph *graph, const SwarmHnswMeta *meta,
 
 	memset(seen, 0, n);
 	memset(weight, 0, n);
-	if (graph->entry != SWARM_NODE_NONE)
+	if (graph->shared->entry != SWARM_NODE_NONE)
 	{
-		queue[tail++] = graph->entry;
-		seen[graph->entry] = QUEUED;
+		queue[tail++] = graph->shared->entry;
+		seen[graph->shared->entry] = QUEUED;
 	}
 	while (count < n)
 	{

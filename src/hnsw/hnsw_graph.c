@@ -16,12 +16,18 @@
 
 #define MAX_LINKS		200
 #define TWIN_CANDIDATES	4
-#define FIRST_ROOM		1024
 
-static void grow(SwarmGraph *graph, uint32 room);
+/* Room beyond what the estimate of the rows and the memory say. */
+#define SPARE_ROOM		1024
+
+/* How often a change of links is tried anew after another one came first. */
+#define MAX_TRIES		8
+
+static SwarmNodeId new_node(SwarmGraph *graph, ItemPointer tid,
+							SwarmNodeState state, uint8 flags);
 static SwarmNodeId *links_of(const SwarmGraph *graph, SwarmNodeId node,
 							 int level);
-static SwarmNodeId find_twin(const SwarmGraph *graph, SwarmNodeId node);
+static bool join_twin(SwarmGraph *graph, SwarmNodeId self);
 static void walk_layer(SwarmGraph *graph, const SwarmPoint *query, int level,
 					   int ef);
 static int	choose(SwarmGraph *graph, SwarmNodeId self,
@@ -57,107 +63,134 @@ distance_to(const SwarmGraph *graph, const SwarmPoint *query, SwarmNodeId node)
 }
 
 /*
- * swarm_graph_new: an empty graph, with room for about `rows`, in a context
- * below the current one.
+ * upper_room: how many nodes of a level there can be among so many.
+ */
+static inline Size
+upper_room(uint32 room, int level)
+{
+	return (room >> (level * SWARM_HNSW_FANOUT_BITS)) + 1;
+}
+
+/*
+ * swarm_graph_room: for how many nodes to make room: for a few more than there
+ * seem to be rows, as far as maintenance_work_mem goes.
+ */
+uint32
+swarm_graph_room(const SwarmHnswIndex *index, double rows)
+{
+	Size		limit = (Size) maintenance_work_mem * 1024;
+	Size		few = swarm_graph_size(index, SPARE_ROOM);
+	Size		more = swarm_graph_size(index, 65 * 1024) -
+		swarm_graph_size(index, 1024);
+	double		most = limit > few ?
+		(limit - few) / (more / (64.0 * 1024)) : 0;
+	double		wanted = rows * 1.05;
+
+	return (uint32) Min(Min(wanted, most) + SPARE_ROOM, SWARM_NODE_NONE - 1);
+}
+
+/*
+ * swarm_graph_size: bytes of the shared part of a graph of so many nodes.
+ */
+Size
+swarm_graph_size(const SwarmHnswIndex *index, uint32 room)
+{
+	Size		size = MAXALIGN(sizeof(SwarmGraphShared));
+
+	size += MAXALIGN(sizeof(SwarmGraphNode) * (Size) room);
+	size += MAXALIGN((Size) index->dims * room);
+	size += MAXALIGN((Size) (index->codec.code_size + index->codec.refine_size) * room);
+	size += MAXALIGN(sizeof(SwarmNodeId) * (Size) (1 + 2 * index->meta.m) * room);
+	for (int level = 1; level <= SWARM_HNSW_MAX_LEVEL; level++)
+		size += MAXALIGN(sizeof(SwarmNodeId) * (1 + index->meta.m) *
+						 upper_room(room, level));
+	return size;
+}
+
+/*
+ * swarm_graph_init: an empty graph in memory of swarm_graph_size bytes.
+ */
+void
+swarm_graph_init(SwarmGraphShared *shared, uint32 room)
+{
+	pg_atomic_init_u32(&shared->count, 0);
+	pg_atomic_init_u32(&shared->odd, 0);
+	SpinLockInit(&shared->lock);
+	shared->room = room;
+	shared->entry = SWARM_NODE_NONE;
+	shared->entry_level = 0;
+}
+
+/*
+ * swarm_graph_attach: the view of one process, in the current context.
  */
 SwarmGraph *
-swarm_graph_new(SwarmHnswIndex *index, double rows)
+swarm_graph_attach(SwarmHnswIndex *index, SwarmGraphShared *shared)
 {
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
-												  "qhnsw build graph",
-												  ALLOCSET_DEFAULT_SIZES);
-	SwarmGraph *graph = MemoryContextAllocZero(context, sizeof(SwarmGraph));
+	SwarmGraph *graph = palloc0(sizeof(SwarmGraph));
+	uint32		room = shared->room;
+	char	   *next = (char *) shared + MAXALIGN(sizeof(SwarmGraphShared));
 
-	graph->context = context;
+	graph->context = CurrentMemoryContext;
 	graph->index = index;
-	graph->limit = (Size) maintenance_work_mem * 1024;
-	graph->entry = SWARM_NODE_NONE;
+	graph->shared = shared;
 	graph->m = index->meta.m;
 	graph->code_size = index->codec.code_size + index->codec.refine_size;
+	graph->nodes = (SwarmGraphNode *) next;
+	next += MAXALIGN(sizeof(SwarmGraphNode) * (Size) room);
+	graph->levels = (int8 *) next;
+	next += MAXALIGN((Size) index->dims * room);
+	graph->codes = (uint8 *) next;
+	next += MAXALIGN(graph->code_size * room);
+	graph->links = (SwarmNodeId *) next;
+	next += MAXALIGN(sizeof(SwarmNodeId) * (Size) (1 + 2 * graph->m) * room);
+	for (int level = 1; level <= SWARM_HNSW_MAX_LEVEL; level++)
+	{
+		graph->upper[level] = (SwarmNodeId *) next;
+		next += MAXALIGN(sizeof(SwarmNodeId) * (1 + graph->m) *
+						 upper_room(room, level));
+	}
+	graph->seen = MemoryContextAllocExtended(CurrentMemoryContext,
+											 sizeof(uint32) * (Size) room,
+											 MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 	return graph;
 }
 
 /*
- * swarm_graph_free: give the memory back.
+ * swarm_graph_count: how many nodes there are.
  */
-void
-swarm_graph_free(SwarmGraph *graph)
+uint32
+swarm_graph_count(const SwarmGraph *graph)
 {
-	MemoryContextDelete(graph->context);
+	return Min(pg_atomic_read_u32(&graph->shared->count), graph->shared->room);
 }
 
 /*
- * node_bytes: memory for one node.
+ * new_node: a place for a node; SWARM_NODE_NONE when all are taken.
  */
-static Size
-node_bytes(const SwarmGraph *graph)
+static SwarmNodeId
+new_node(SwarmGraph *graph, ItemPointer tid, SwarmNodeState state, uint8 flags)
 {
-	return sizeof(SwarmGraphNode) + graph->index->dims + graph->code_size +
-		sizeof(SwarmNodeId) * (1 + 2 * graph->m) + sizeof(uint32) +
-		sizeof(SwarmNodeId) * (1 + graph->m) / (SWARM_HNSW_FANOUT - 1);
-}
+	SwarmNodeId self = pg_atomic_fetch_add_u32(&graph->shared->count, 1);
+	SwarmGraphNode *node;
+	int			level;
 
-/*
- * swarm_graph_reserve: make room for one more node; false when that takes
- * more than maintenance_work_mem.
- */
-bool
-swarm_graph_reserve(SwarmGraph *graph)
-{
-	Size		most = graph->limit / node_bytes(graph);
-
-	if (graph->count < graph->room)
-		return true;
-	if (graph->room >= most && graph->room >= FIRST_ROOM)
-		return false;
-	grow(graph, Max(Min(most, Max(FIRST_ROOM, 2 * (Size) graph->room)),
-					FIRST_ROOM));
-	return true;
-}
-
-/*
- * resize: an array with room for `bytes`, zero where it is new.
- */
-static void *
-resize(SwarmGraph *graph, void *array, Size old, Size bytes)
-{
-	char	   *new = array == NULL ?
-		MemoryContextAllocHuge(graph->context, bytes) :
-		repalloc_huge(array, bytes);
-
-	memset(new + old, 0, bytes - old);
-	return new;
-}
-
-/*
- * grow: resize all arrays.
- */
-static void
-grow(SwarmGraph *graph, uint32 room)
-{
-	Size		old = graph->room;
-	Size		width = sizeof(SwarmNodeId) * (1 + 2 * graph->m);
-	Size		upper_width = sizeof(SwarmNodeId) * (1 + graph->m);
-
-	graph->nodes = resize(graph, graph->nodes, old * sizeof(SwarmGraphNode),
-						  room * sizeof(SwarmGraphNode));
-	graph->levels = resize(graph, graph->levels, old * graph->index->dims,
-						   (Size) room * graph->index->dims);
-	graph->codes = resize(graph, graph->codes, old * graph->code_size,
-						  room * graph->code_size);
-	graph->links = resize(graph, graph->links, old * width, room * width);
-	graph->seen = resize(graph, graph->seen, old * sizeof(uint32),
-						 room * sizeof(uint32));
-	for (int level = 1; level <= SWARM_HNSW_MAX_LEVEL; level++)
+	if (self >= graph->shared->room)
 	{
-		int			shift = level * SWARM_HNSW_FANOUT_BITS;
-		Size		before = old == 0 ? 0 : (old >> shift) + 1;
-
-		graph->upper[level] = resize(graph, graph->upper[level],
-									 before * upper_width,
-									 (((Size) room >> shift) + 1) * upper_width);
+		/* Keep it from going round. */
+		pg_atomic_write_u32(&graph->shared->count, graph->shared->room);
+		return SWARM_NODE_NONE;
 	}
-	graph->room = room;
+	node = &graph->nodes[self];
+	SpinLockInit(&node->lock);
+	node->tid = *tid;
+	node->state = state;
+	node->flags = flags;
+	node->next = SWARM_NODE_NONE;
+	level = swarm_hnsw_level(&graph->index->meta, self);
+	for (int lc = 0; lc <= level; lc++)
+		links_of(graph, self, lc)[0] = 0;
+	return self;
 }
 
 /*
@@ -187,70 +220,91 @@ swarm_graph_links(const SwarmGraph *graph, SwarmNodeId node,
 }
 
 /*
- * swarm_graph_add_odd: a row without a code.
+ * copy_links: the links of a node as they are now; returns how many.
  */
-void
-swarm_graph_add_odd(SwarmGraph *graph, ItemPointer tid, uint8 flags)
+static uint32
+copy_links(const SwarmGraph *graph, SwarmNodeId node, int level,
+		   SwarmNodeId *copy)
 {
-	SwarmGraphNode *node = &graph->nodes[graph->count++];
+	const SwarmNodeId *links = links_of(graph, node, level);
+	uint32		degree;
 
-	node->tid = *tid;
-	node->state = SWARM_NODE_ODD;
-	node->flags = flags;
-	node->next = SWARM_NODE_NONE;
-	graph->odd++;
+	SpinLockAcquire(&graph->nodes[node].lock);
+	degree = links[0];
+	memcpy(copy, links + 1, degree * sizeof(SwarmNodeId));
+	SpinLockRelease(&graph->nodes[node].lock);
+	return degree;
 }
 
 /*
- * swarm_graph_add: store a row and link it.  There is room: see
- * swarm_graph_reserve.
+ * swarm_graph_add_odd: a row without a code; false when the graph is full.
  */
-void
+bool
+swarm_graph_add_odd(SwarmGraph *graph, ItemPointer tid, uint8 flags)
+{
+	if (new_node(graph, tid, SWARM_NODE_ODD, flags) == SWARM_NODE_NONE)
+		return false;
+	pg_atomic_fetch_add_u32(&graph->shared->odd, 1);
+	return true;
+}
+
+/*
+ * swarm_graph_add: store a row and link it; false when the graph is full.
+ */
+bool
 swarm_graph_add(SwarmGraph *graph, ItemPointer tid, const SwarmHnswCode *code,
 				const float *residual)
 {
 	SwarmHnswIndex *index = graph->index;
-	SwarmNodeId self = graph->count++;
+	SwarmGraphShared *shared = graph->shared;
+	SwarmNodeId self = new_node(graph, tid, SWARM_NODE_LINKED,
+								code->generation & SWARM_NODE_GENERATION);
 	SwarmGraphNode *node = &graph->nodes[self];
-	uint8	   *codes = graph->codes + self * graph->code_size;
-	int			level = swarm_hnsw_level(&index->meta, self);
-	SwarmPoint	query = {.levels = graph->levels + (Size) self * index->dims};
+	uint8	   *codes;
+	SwarmPoint	query;
 	SwarmCandidate nearest;
-	SwarmNodeId chosen[MAX_LINKS];
+	SwarmNodeId links[MAX_LINKS];
 	MemoryContext old;
+	int			level;
+	int			top;
 
-	node->tid = *tid;
-	node->state = SWARM_NODE_LINKED;
-	node->next = SWARM_NODE_NONE;
+	if (self == SWARM_NODE_NONE)
+		return false;
+	level = swarm_hnsw_level(&index->meta, self);
+	codes = graph->codes + self * graph->code_size;
 	node->factors = code->factors;
-	node->flags = code->generation & SWARM_NODE_GENERATION;
 	memcpy(codes, code->code, index->codec.code_size);
 	if (code->refine != NULL)
 		memcpy(codes + index->codec.code_size, code->refine,
 			   index->codec.refine_size);
+	query.levels = graph->levels + (Size) self * index->dims;
 	swarm_hnsw_point_set(residual, index->dims, &query);
 	node->step = query.step;
 	node->norm2 = query.norm2;
 
-	if (graph->entry == SWARM_NODE_NONE)
+	SpinLockAcquire(&shared->lock);
+	nearest.id = shared->entry;
+	top = shared->entry_level;
+	if (nearest.id == SWARM_NODE_NONE)
 	{
-		graph->entry = self;
-		graph->entry_level = level;
-		return;
+		shared->entry = self;
+		shared->entry_level = level;
 	}
+	SpinLockRelease(&shared->lock);
+	if (nearest.id == SWARM_NODE_NONE)
+		return true;
 
-	nearest.id = graph->entry;
 	nearest.distance = distance_to(graph, &query, nearest.id);
-	for (int lc = graph->entry_level; lc > level; lc--)
+	for (int lc = top; lc > level; lc--)
 	{
 		bool		moved = true;
 
 		while (moved)
 		{
-			const SwarmNodeId *links = links_of(graph, nearest.id, lc);
+			uint32		n = copy_links(graph, nearest.id, lc, links);
 
 			moved = false;
-			for (uint32 i = 1; i <= links[0]; i++)
+			for (uint32 i = 0; i < n; i++)
 			{
 				float		distance = distance_to(graph, &query, links[i]);
 
@@ -267,73 +321,77 @@ swarm_graph_add(SwarmGraph *graph, ItemPointer tid, const SwarmHnswCode *code,
 	old = MemoryContextSwitchTo(graph->context);
 	graph->starts.count = 0;
 	swarm_hnsw_append(&graph->starts, nearest);
-	for (int lc = Min(level, graph->entry_level); lc >= 0; lc--)
+	for (int lc = Min(level, top); lc >= 0; lc--)
 	{
-		SwarmNodeId *links = links_of(graph, self, lc);
-		int			count;
+		SwarmNodeId *mine = links_of(graph, self, lc);
 
 		walk_layer(graph, &query, lc, index->meta.ef_construction);
 		swarm_hnsw_sort(&graph->best);
-		if (lc == 0)
+		if (lc == 0 && join_twin(graph, self))
 		{
-			SwarmNodeId twin = find_twin(graph, self);
-
-			if (twin != SWARM_NODE_NONE)
-			{
-				node->state = SWARM_NODE_TWIN;
-				node->next = graph->nodes[twin].next;
-				graph->nodes[twin].next = self;
-				links[0] = 0;
-				links[1] = twin;
-				MemoryContextSwitchTo(old);
-				return;
-			}
+			MemoryContextSwitchTo(old);
+			return true;
 		}
-		count = choose(graph, self, &graph->best, graph->m, chosen);
-		links[0] = count;
-		memcpy(links + 1, chosen, count * sizeof(SwarmNodeId));
+		mine[0] = choose(graph, self, &graph->best, graph->m, mine + 1);
 		graph->starts.count = 0;
 		for (int i = 0; i < graph->best.count; i++)
 			swarm_hnsw_append(&graph->starts, graph->best.items[i]);
 	}
 
 	/* Only now others lead here. */
-	for (int lc = Min(level, graph->entry_level); lc >= 0; lc--)
+	for (int lc = Min(level, top); lc >= 0; lc--)
 	{
-		const SwarmNodeId *links = links_of(graph, self, lc);
+		uint32		n = copy_links(graph, self, lc, links);
 
-		for (uint32 i = 1; i <= links[0]; i++)
+		for (uint32 i = 0; i < n; i++)
 			link_back(graph, links[i], lc, self,
 					  distance_to(graph, &query, links[i]));
 	}
-	if (level > graph->entry_level)
+	if (level > top)
 	{
-		graph->entry = self;
-		graph->entry_level = level;
+		SpinLockAcquire(&shared->lock);
+		if (level > shared->entry_level)
+		{
+			shared->entry = self;
+			shared->entry_level = level;
+		}
+		SpinLockRelease(&shared->lock);
 	}
 	MemoryContextSwitchTo(old);
+	return true;
 }
 
 /*
- * find_twin: a node among the nearest with the same codes as `node`.
+ * join_twin: when a node among the nearest has the same codes, become its
+ * twin.
  */
-static SwarmNodeId
-find_twin(const SwarmGraph *graph, SwarmNodeId node)
+static bool
+join_twin(SwarmGraph *graph, SwarmNodeId self)
 {
-	const SwarmGraphNode *mine = &graph->nodes[node];
-	const uint8 *codes = graph->codes + node * graph->code_size;
+	SwarmGraphNode *mine = &graph->nodes[self];
+	const uint8 *codes = graph->codes + self * graph->code_size;
 
 	for (int i = 0; i < Min(graph->best.count, TWIN_CANDIDATES); i++)
 	{
 		SwarmNodeId other = graph->best.items[i].id;
+		SwarmGraphNode *first = &graph->nodes[other];
+		SwarmNodeId *links = links_of(graph, self, 0);
 
-		if (graph->nodes[other].factors.norm2 == mine->factors.norm2 &&
-			graph->nodes[other].factors.scale == mine->factors.scale &&
+		if (other == self || first->factors.norm2 != mine->factors.norm2 ||
+			first->factors.scale != mine->factors.scale ||
 			memcmp(graph->codes + other * graph->code_size, codes,
-				   graph->code_size) == 0)
-			return other;
+				   graph->code_size) != 0)
+			continue;
+		mine->state = SWARM_NODE_TWIN;
+		links[0] = 0;
+		links[1] = other;
+		SpinLockAcquire(&first->lock);
+		mine->next = first->next;
+		first->next = self;
+		SpinLockRelease(&first->lock);
+		return true;
 	}
-	return SWARM_NODE_NONE;
+	return false;
 }
 
 /*
@@ -357,14 +415,15 @@ walk_layer(SwarmGraph *graph, const SwarmPoint *query, int level, int ef)
 	{
 		SwarmCandidate c = swarm_hnsw_pop_min(&graph->near);
 		SwarmNodeId fresh[MAX_LINKS];
-		const SwarmNodeId *links;
+		SwarmNodeId links[MAX_LINKS];
+		uint32		degree;
 		int			n = 0;
 
 		if (graph->best.count >= ef &&
 			c.distance > graph->best.items[0].distance)
 			break;
-		links = links_of(graph, c.id, level);
-		for (uint32 i = 1; i <= links[0]; i++)
+		degree = copy_links(graph, c.id, level, links);
+		for (uint32 i = 0; i < degree; i++)
 		{
 			SwarmNodeId id = links[i];
 
@@ -372,7 +431,7 @@ walk_layer(SwarmGraph *graph, const SwarmPoint *query, int level, int ef)
 				continue;
 			graph->seen[id] = graph->turn;
 			fresh[n++] = id;
-			for (int j = 0; j < Min(graph->index->dims, 512); j += 64)
+			for (int j = 0; j < Min(graph->index->dims, 1024); j += 64)
 				__builtin_prefetch(graph->levels + (Size) id * graph->index->dims + j);
 			__builtin_prefetch(&graph->nodes[id].step);
 		}
@@ -385,6 +444,8 @@ walk_layer(SwarmGraph *graph, const SwarmPoint *query, int level, int ef)
 				found.distance >= graph->best.items[0].distance)
 				continue;
 			swarm_hnsw_push_min(&graph->near, found);
+			__builtin_prefetch(links_of(graph, found.id, level));
+			__builtin_prefetch(links_of(graph, found.id, level) + 16);
 			swarm_hnsw_push_max(&graph->best, found);
 			if (graph->best.count > ef)
 				swarm_hnsw_pop_max(&graph->best);
@@ -421,35 +482,61 @@ choose(SwarmGraph *graph, SwarmNodeId self, const SwarmCandidates *sorted,
 }
 
 /*
- * link_back: add a link; when a node has all it may have, choose anew.
+ * link_back: add a link; when a node has all it may have, choose anew, without
+ * its lock, and try again when its links changed meanwhile.
  */
 static void
 link_back(SwarmGraph *graph, SwarmNodeId from, int level, SwarmNodeId to,
 		  float distance)
 {
 	SwarmNodeId *links = links_of(graph, from, level);
+	slock_t    *lock = &graph->nodes[from].lock;
 	uint32		max = level == 0 ? 2 * graph->m : graph->m;
-	SwarmCandidate items[MAX_LINKS + 1];
-	SwarmCandidates sorted = {.items = items,.room = MAX_LINKS + 1};
-	SwarmNodeId chosen[MAX_LINKS];
-	SwarmPoint	point;
+	SwarmPoint	point = point_of(graph, from);
 
-	if (links[0] < max)
+	for (int try = 0; try < MAX_TRIES; try++)
 	{
-		links[++links[0]] = to;
-		return;
+		SwarmCandidate items[MAX_LINKS + 1];
+		SwarmCandidates sorted = {.items = items,.room = MAX_LINKS + 1};
+		SwarmNodeId before[MAX_LINKS];
+		SwarmNodeId chosen[MAX_LINKS];
+		uint32		count;
+		bool		done = false;
+
+		SpinLockAcquire(lock);
+		if (links[0] < max)
+		{
+			links[++links[0]] = to;
+			done = true;
+		}
+		else
+			memcpy(before, links + 1, max * sizeof(SwarmNodeId));
+		SpinLockRelease(lock);
+		if (done)
+			return;
+
+		for (uint32 i = 0; i < max; i++)
+		{
+			items[sorted.count].id = before[i];
+			items[sorted.count++].distance = distance_to(graph, &point, before[i]);
+		}
+		items[sorted.count].id = to;
+		items[sorted.count++].distance = distance;
+		swarm_hnsw_sort(&sorted);
+		count = choose(graph, from, &sorted, max, chosen);
+
+		SpinLockAcquire(lock);
+		if (links[0] == max &&
+			memcmp(links + 1, before, max * sizeof(SwarmNodeId)) == 0)
+		{
+			links[0] = count;
+			memcpy(links + 1, chosen, count * sizeof(SwarmNodeId));
+			done = true;
+		}
+		SpinLockRelease(lock);
+		if (done)
+			return;
 	}
-	point = point_of(graph, from);
-	for (uint32 i = 1; i <= max; i++)
-	{
-		items[sorted.count].id = links[i];
-		items[sorted.count++].distance = distance_to(graph, &point, links[i]);
-	}
-	items[sorted.count].id = to;
-	items[sorted.count++].distance = distance;
-	swarm_hnsw_sort(&sorted);
-	links[0] = choose(graph, from, &sorted, max, chosen);
-	memcpy(links + 1, chosen, links[0] * sizeof(SwarmNodeId));
 }
 
 /*
