@@ -48,3 +48,17 @@ FOR TYPE real[] USING qhnsw AS
 	FUNCTION 1 swarm._qhnsw_real_ip(internal);
 COMMENT ON OPERATOR CLASS @extschema@.real_ip_ops USING qhnsw
 	IS 'nearest by inner product, the largest first';
+
+-- swarm.search_many(rel, col, queries, lim): the lim nearest rows of each of
+-- many queries, by the qhnsw index of a column.  queries: one row a query.
+-- query counts from 1; row_id is the row's ctid: join with it in the same
+-- statement; distance is that of the index's operator, ascending.
+-- Errors: 42704 no such index, 42703 no such column, 22023 lim not in
+-- 1..10000, 2202E queries not two-dimensional, 22004 nulls in them; 42501 as
+-- SELECT has it.  Reads the table as the caller.
+CREATE FUNCTION swarm.search_many(rel regclass, col name, queries real[], lim integer DEFAULT 10)
+RETURNS TABLE (query integer, row_id tid, distance double precision)
+AS 'MODULE_PATHNAME', 'swarm_search_many'
+LANGUAGE C STABLE STRICT PARALLEL RESTRICTED COST 10000 ROWS 1000;
+COMMENT ON FUNCTION swarm.search_many(regclass, name, real[], integer)
+	IS 'nearest rows of many queries in one call';
