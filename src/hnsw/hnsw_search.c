@@ -389,7 +389,6 @@ swarm_hnsw_score_ids(SwarmHnswSearch *search, const SwarmNodeId *ids, int n,
 		SwarmNodeId id = ids[i];
 		int			j = i;
 
-		prefetch(search, id, false);
 		for (; j > 0 && sorted[j - 1] > id; j--)
 			sorted[j] = sorted[j - 1];
 		sorted[j] = id;
@@ -499,7 +498,10 @@ swarm_hnsw_search_descend(SwarmHnswSearch *search, int to_level,
 			moved = false;
 			for (int i = 0; i < n; i++)
 				if (swarm_idset_add(&search->visited, links[i]))
+				{
+					prefetch(search, links[i], false);
 					fresh[count++] = links[i];
+				}
 			count = swarm_hnsw_score_ids(search, fresh, count, scored);
 			for (int i = 0; i < count; i++)
 				if (scored[i].distance < nearest->distance)
@@ -569,33 +571,60 @@ swarm_hnsw_search_resume(SwarmHnswSearch *search, int ef)
 }
 
 /*
+ * next_turn: the neighbours, not seen before, of the nearest node that is not
+ * expanded; none when no node that is left could lead to a nearer row.
+ */
+static int
+next_turn(SwarmHnswSearch *search, int level, int ef, SwarmNodeId *fresh)
+{
+	SwarmNodeId links[MAX_LINKS];
+	int			count = 0;
+
+	while (count == 0 && search->near.count > 0 &&
+		   (search->best.count < ef ||
+			search->near.items[0].distance <= search->best.items[0].distance))
+	{
+		int			n = swarm_hnsw_read_links(search->index, search->rel,
+											  swarm_hnsw_pop_min(&search->near).id,
+											  level, links);
+
+		search->hops++;
+		for (int i = 0; i < n; i++)
+			if (swarm_idset_add(&search->visited, links[i]))
+			{
+				prefetch(search, links[i], false);
+				fresh[count++] = links[i];
+			}
+	}
+	return count;
+}
+
+/*
  * expand: walk until no node that could lead to a nearer one is left.
+ *
+ * While the codes of one turn are scored, those of the next one are on their
+ * way from memory: its node is chosen before the results of this turn are
+ * known.  That costs a few codes more and hides most of the waiting.
  */
 static void
 expand(SwarmHnswSearch *search, int level, int ef)
 {
-	SwarmNodeId links[MAX_LINKS];
-	SwarmNodeId fresh[MAX_LINKS];
+	SwarmNodeId turns[2][MAX_LINKS];
 	SwarmCandidate scored[MAX_LINKS];
+	int			now = 0;
+	int			count = next_turn(search, level, ef, turns[now]);
 
-	while (search->near.count > 0)
+	while (count > 0)
 	{
-		int			n;
-		int			count = 0;
+		int			next = next_turn(search, level, ef, turns[1 - now]);
 
-		if (search->best.count >= ef &&
-			search->near.items[0].distance > search->best.items[0].distance)
-			break;
-		n = swarm_hnsw_read_links(search->index, search->rel,
-								  swarm_hnsw_pop_min(&search->near).id, level,
-								  links);
-		search->hops++;
-		for (int i = 0; i < n; i++)
-			if (swarm_idset_add(&search->visited, links[i]))
-				fresh[count++] = links[i];
-		count = swarm_hnsw_score_ids(search, fresh, count, scored);
+		count = swarm_hnsw_score_ids(search, turns[now], count, scored);
 		for (int i = 0; i < count; i++)
 			offer(search, scored[i], ef);
+		if (next == 0)
+			next = next_turn(search, level, ef, turns[1 - now]);
+		now = 1 - now;
+		count = next;
 		if ((search->hops & 0xff) == 0)
 			CHECK_FOR_INTERRUPTS();
 	}
