@@ -170,7 +170,6 @@ swarm_hnsw_end_scan(IndexScanDesc desc)
 {
 	HnswScan   *scan = desc->opaque;
 
-	if (scan->search != NULL) elog(DEBUG1, "XX hops %lu pages %lu scored %lu refined %lu", scan->search->hops, scan->search->pages, scan->search->scored, scan->search->refined);
 	end_fetch(scan);
 	unpin(scan);
 	MemoryContextDelete(scan->context);

@@ -29,7 +29,43 @@
 
 static void expand(SwarmHnswSearch *search, int level, int ef);
 static void offer(SwarmHnswSearch *search, SwarmCandidate c, int ef);
-static void prefetch(SwarmHnswSearch *search, SwarmNodeId id, bool links);
+
+/*
+ * prefetch: bring the code of a node, or its links, nearer, if we know where
+ * it was.  The buffer may hold another page by now, which costs nothing but
+ * the prefetch.
+ *
+ * Always inline: gcc takes a function that only prefetches for one without
+ * effects, and leaves its calls out.
+ */
+static pg_attribute_always_inline void
+prefetch(SwarmHnswSearch *search, SwarmNodeId id, bool links)
+{
+	SwarmHnswIndex *index = search->index;
+	uint32		per_page = index->layout.per_page[SWARM_STREAM_NODE];
+	uint32		page = id / per_page;
+	const char *slot;
+	Buffer		buffer;
+
+	if (page >= index->hinted[SWARM_STREAM_NODE])
+		return;
+	buffer = index->hints[SWARM_STREAM_NODE][page].buffer;
+	if (buffer <= 0)
+		return;
+	slot = (const char *) BufferGetBlock(buffer) +
+		MAXALIGN(SizeOfPageHeaderData) +
+		(Size) (id - page * per_page) * index->layout.slot_size[SWARM_STREAM_NODE];
+	if (links)
+	{
+		slot += offsetof(SwarmNode, code) + index->codec.code_size;
+		__builtin_prefetch(slot);
+		__builtin_prefetch(slot + CACHE_LINE);
+		return;
+	}
+	__builtin_prefetch(GetBufferDescriptor(buffer - 1), 1);
+	for (uint32 i = 0; i < Min(offsetof(SwarmNode, code) + index->codec.code_size, 512); i += CACHE_LINE)
+		__builtin_prefetch(slot + i);
+}
 
 /* ------------------------------------------------------------ id sets */
 
@@ -275,40 +311,6 @@ swarm_hnsw_read_links(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 	memcpy(links, from, degree * sizeof(SwarmNodeId));
 	UnlockReleaseBuffer(buffer);
 	return degree;
-}
-
-/*
- * prefetch: bring the code of a node, or its links, nearer, if we know where
- * it was.  The buffer may hold another page by now, which costs nothing but
- * the prefetch.
- */
-static void
-prefetch(SwarmHnswSearch *search, SwarmNodeId id, bool links)
-{
-	SwarmHnswIndex *index = search->index;
-	uint32		per_page = index->layout.per_page[SWARM_STREAM_NODE];
-	uint32		page = id / per_page;
-	const char *slot;
-	Buffer		buffer;
-
-	if (page >= index->hinted[SWARM_STREAM_NODE])
-		return;
-	buffer = index->hints[SWARM_STREAM_NODE][page].buffer;
-	if (buffer <= 0)
-		return;
-	slot = (const char *) BufferGetBlock(buffer) +
-		MAXALIGN(SizeOfPageHeaderData) +
-		(Size) (id - page * per_page) * index->layout.slot_size[SWARM_STREAM_NODE];
-	if (links)
-	{
-		slot += offsetof(SwarmNode, code) + index->codec.code_size;
-		__builtin_prefetch(slot);
-		__builtin_prefetch(slot + CACHE_LINE);
-		return;
-	}
-	__builtin_prefetch(GetBufferDescriptor(buffer - 1), 1);
-	for (uint32 i = 0; i < Min(offsetof(SwarmNode, code) + index->codec.code_size, 512); i += CACHE_LINE)
-		__builtin_prefetch(slot + i);
 }
 
 /*
