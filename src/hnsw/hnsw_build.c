@@ -29,6 +29,7 @@
 #include "utils/rel.h"
 
 #include "base/compat.h"
+#include "base/fault.h"
 #include "hnsw/hnsw_build_int.h"
 #include "hnsw/hnsw_int.h"
 
@@ -216,7 +217,7 @@ sample_table(Relation heap, Relation rel, IndexInfo *info, Sample *sample)
 {
 	BlockNumber blocks = RelationGetNumberOfBlocks(heap);
 	double		per_block = heap->rd_rel->reltuples > 0 && blocks > 0 ?
-		Max(heap->rd_rel->reltuples / blocks, 1.0) : 4.0;
+	Max(heap->rd_rel->reltuples / blocks, 1.0) : 4.0;
 	BlockNumber part = Max((BlockNumber) (SAMPLE_ROWS / per_block / SAMPLE_PARTS), 1);
 	BlockNumber step = Max(blocks / SAMPLE_PARTS, part);
 
@@ -233,7 +234,10 @@ sample_table(Relation heap, Relation rel, IndexInfo *info, Sample *sample)
 		sample->blocks += count;
 		CHECK_FOR_INTERRUPTS();
 
-		/* Until there is a vector to know the dimensions by, leave nothing out. */
+		/*
+		 * Until there is a vector to know the dimensions by, leave nothing
+		 * out.
+		 */
 		block += sample->dims > 0 ? step : count;
 	}
 	MemoryContextDelete(sample->context);
@@ -323,6 +327,7 @@ build_row(Relation rel, ItemPointer tid, Datum *values, bool *isnull,
 	MemoryContext old = MemoryContextSwitchTo(build->context);
 	bool		added;
 
+	SWARM_FAULT("hnsw.build");
 	if (build->full)
 		added = false;
 	else if (isnull[0])
@@ -421,7 +426,7 @@ write_graph(SwarmBuild *build)
 	const SwarmHnswLayout *layout = &index->layout;
 	Relation	rel = build->rel;
 	SwarmNodeId *order = place_nodes(graph, &index->meta,
-										   layout->per_page[SWARM_STREAM_NODE]);
+									 layout->per_page[SWARM_STREAM_NODE]);
 	SwarmNodeId *ids;
 	Buffer		buffers[SWARM_HNSW_STREAMS] = {InvalidBuffer};
 	Buffer		meta_buffer;
@@ -443,6 +448,7 @@ write_graph(SwarmBuild *build)
 			if (covers == 0 || id % covers != 0)
 				continue;
 			CHECK_FOR_INTERRUPTS();
+			SWARM_FAULT("hnsw.build.write");
 			if (buffers[stream] != InvalidBuffer)
 			{
 				MarkBufferDirty(buffers[stream]);

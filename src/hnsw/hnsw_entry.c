@@ -80,7 +80,9 @@ swarm_hnsw_nearest_entry(SwarmHnswSearch *search, int to_level, int *level,
 
 	*level = entries->level;
 	for (int i = 0; i < nbest; i++)
-		if (swarm_hnsw_score_ids(search, &entries->ids[best[i]], 1, nearest) > 0)
+		/* A slot that was given to a new row may not have links yet. */
+		if (swarm_hnsw_score_ids(search, &entries->ids[best[i]], 1, nearest) > 0 &&
+			nearest->state == SWARM_NODE_LINKED)
 			return true;
 	return false;
 }

@@ -18,6 +18,7 @@
 #include "utils/rel.h"
 
 #include "base/compat.h"
+#include "base/fault.h"
 #include "hnsw/hnsw_int.h"
 
 /* The page number that stands for the fold: one at a time. */
@@ -98,7 +99,7 @@ insert_vector(Relation rel, Datum value, ItemPointer tid, bool *over)
 	if (fast)
 	{
 		Size		bytes = (Size) index->meta.pending *
-			index->layout.slot_size[SWARM_STREAM_NODE];
+		index->layout.slot_size[SWARM_STREAM_NODE];
 
 		*over = bytes / 1024 >= swarm_hnsw_pending_list_limit;
 	}
@@ -256,6 +257,7 @@ store_node(SwarmHnswIndex *index, Relation rel, ItemPointer tid,
 		return SWARM_NODE_NONE;
 	}
 
+	SWARM_FAULT("hnsw.insert");
 	xlog = GenericXLogStart(rel);
 	meta = swarm_hnsw_meta(swarm_hnsw_register(xlog, meta_buffer, false));
 	id = take_id(index, rel, meta, buffers, fresh);
@@ -278,7 +280,6 @@ store_node(SwarmHnswIndex *index, Relation rel, ItemPointer tid,
 				meta->free_head = node->next;
 				meta->free_nodes--;
 			}
-			Assert(swarm_hnsw_may_follow(node->state, state));
 			node->state = state;
 			node->degree = 0;
 			node->next = SWARM_NODE_NONE;
@@ -363,6 +364,7 @@ swarm_hnsw_fold(Relation rel)
 	while (next_to_fold(rel, &id))
 	{
 		CHECK_FOR_INTERRUPTS();
+		SWARM_FAULT("hnsw.fold");
 		swarm_hnsw_lock_links(rel);
 		swarm_hnsw_link(swarm_hnsw_open(rel), rel, id, NULL, true);
 		swarm_hnsw_unlock_links(rel);

@@ -18,6 +18,7 @@
 #include "utils/rel.h"
 
 #include "base/compat.h"
+#include "base/fault.h"
 #include "hnsw/hnsw_int.h"
 
 /* The page number that stands for the link lock. */
@@ -49,10 +50,10 @@ static void link_back(SwarmHnswIndex *index, Relation rel, SwarmNodeId from,
 					  int level, SwarmNodeId to);
 static bool append_link(SwarmHnswIndex *index, Relation rel, SwarmNodeId from,
 						int level, SwarmNodeId to);
-static bool first_node(SwarmHnswIndex *index, Relation rel, SwarmNodeId id);
 static void raise_entry(SwarmHnswIndex *index, Relation rel, SwarmNodeId id);
 static bool finish(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
-				   SwarmNodeId primary, bool popping);
+				   SwarmNodeId primary, bool popping, bool enter);
+static bool has_links(SwarmHnswIndex *index, Relation rel, SwarmNodeId id);
 static void load_point(void *arg, int i);
 static float *read_vector(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 						  float *rotated, uint32 *state);
@@ -109,7 +110,9 @@ swarm_hnsw_link(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 	SwarmCandidates starts = {0};
 	SwarmNodeId *chosen[SWARM_HNSW_MAX_LEVEL + 1];
 	int			count[SWARM_HNSW_MAX_LEVEL + 1] = {0};
-	int			top;
+	int			top = -1;
+	bool		alone;
+	bool		enter;
 
 	if (rotated == NULL)
 		rotated = read_vector(index, rel, id, query->rotated, NULL);
@@ -117,31 +120,20 @@ swarm_hnsw_link(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 	search = swarm_hnsw_search_new(index, rel, query);
 	swarm_hnsw_search_reset(search);
 
-	if (index->meta.entry == SWARM_NODE_NONE && first_node(index, rel, id))
+	/* What a fold that failed has left must not become a twin: it is linked. */
+	alone = has_links(index, rel, id);
+	if (swarm_hnsw_search_descend(search, level, &nearest))
 	{
-		finish(index, rel, id, SWARM_NODE_NONE, popping);
-		MemoryContextSwitchTo(old);
-		MemoryContextDelete(context);
-		return;
+		swarm_hnsw_append(&starts, nearest);
+		top = Min(level, swarm_hnsw_level(&index->meta, index->meta.entry));
 	}
-
-	if (!swarm_hnsw_search_descend(search, level, &nearest))
-	{
-		/* The graph became empty: begin it again. */
-		MemoryContextSwitchTo(old);
-		swarm_hnsw_link(index, rel, id, rotated, popping);
-		MemoryContextDelete(context);
-		return;
-	}
-	swarm_hnsw_append(&starts, nearest);
-	top = Min(level, swarm_hnsw_level(&index->meta, index->meta.entry));
 	for (int lc = top; lc >= 0; lc--)
 	{
 		swarm_hnsw_search_reset(search);
 		swarm_hnsw_search_layer(search, lc, index->meta.ef_construction,
 								starts.items, starts.count);
 		swarm_hnsw_sort(&search->best);
-		if (lc == 0)
+		if (lc == 0 && !alone)
 			twin = find_twin(index, rel, id, &search->best);
 		if (twin != SWARM_NODE_NONE)
 			break;
@@ -156,6 +148,12 @@ swarm_hnsw_link(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 		}
 	}
 
+	/*
+	 * No live node can be reached: the index is empty, or all of them are
+	 * dead.  Searches begin at this one from now on.
+	 */
+	enter = twin == SWARM_NODE_NONE && count[0] == 0;
+	SWARM_FAULT("hnsw.link.links");
 	if (twin == SWARM_NODE_NONE)
 	{
 		for (int lc = 0; lc <= top; lc++)
@@ -163,15 +161,37 @@ swarm_hnsw_link(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 								  count[lc]);
 		for (int lc = 0; lc <= top; lc++)
 			for (int i = 0; i < count[lc]; i++)
+			{
+				SWARM_FAULT("hnsw.link.back");
 				link_back(index, rel, chosen[lc][i], lc, id);
+			}
 	}
+	SWARM_FAULT("hnsw.link.finish");
 	MemoryContextSwitchTo(old);
-	if (!finish(index, rel, id, twin, popping))
-		/* The twin died meanwhile: link to what is there now. */
+	if (!finish(index, rel, id, twin, popping, enter))
+	{
+		/* The twin died, or there is a graph now: link to what is there. */
+		swarm_hnsw_open(rel);
 		swarm_hnsw_link(index, rel, id, rotated, popping);
-	else if (twin == SWARM_NODE_NONE)
+	}
+	else if (twin == SWARM_NODE_NONE && !enter)
 		raise_entry(index, rel, id);
 	MemoryContextDelete(context);
+}
+
+/*
+ * has_links: was a node linked before, by somebody who did not come to the end
+ * of it?  Own links are the first that are written.
+ */
+static bool
+has_links(SwarmHnswIndex *index, Relation rel, SwarmNodeId id)
+{
+	Buffer		buffer = swarm_hnsw_read_node(index, rel, id, BUFFER_LOCK_SHARE);
+	bool		result = swarm_hnsw_node(index, BufferGetPage(buffer),
+										 id)->degree > 0;
+
+	UnlockReleaseBuffer(buffer);
+	return result;
 }
 
 /*
@@ -187,7 +207,7 @@ find_twin(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 {
 	Size		size = sizeof(float4) * 2 + index->codec.code_size;
 	Size		refine_size = offsetof(SwarmRefine, code) +
-		index->codec.refine_size;
+	index->codec.refine_size;
 	char	   *mine = palloc(size + refine_size);
 	char	   *other = palloc(size + refine_size);
 	int			generation = 0;
@@ -243,7 +263,7 @@ choose_from(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 	SwarmNodeId *ids = palloc(sizeof(SwarmNodeId) * (found->count + 1));
 	float	   *distances = palloc(sizeof(float) * (found->count + 1));
 	int		   *picked = palloc(sizeof(int) * max);
-	PointLoader loader = {.index = index,.rel = rel,.ids = ids};
+	PointLoader loader = {.index = index, .rel = rel, .ids = ids};
 	int			n = 0;
 	int			count;
 
@@ -279,7 +299,7 @@ swarm_hnsw_choose(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	SwarmNodeId *ids = palloc(sizeof(SwarmNodeId) * (n + 1));
-	PointLoader loader = {.index = index,.rel = rel,.ids = ids};
+	PointLoader loader = {.index = index, .rel = rel, .ids = ids};
 	SwarmCandidates sorted = {0};
 	SwarmPoint *points = palloc(sizeof(SwarmPoint) * (n + 1));
 	float	   *distances = palloc(sizeof(float) * n);
@@ -505,34 +525,6 @@ swarm_hnsw_swap_links(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 }
 
 /*
- * first_node: make a node the entry point of an empty graph; false when the
- * graph is not empty any more, and index->meta is read anew.
- */
-static bool
-first_node(SwarmHnswIndex *index, Relation rel, SwarmNodeId id)
-{
-	Buffer		buffer = ReadBuffer(rel, SWARM_HNSW_META_BLOCK);
-	GenericXLogState *state;
-	SwarmHnswMeta *meta;
-	bool		first;
-
-	LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
-	state = GenericXLogStart(rel);
-	meta = swarm_hnsw_meta(GenericXLogRegisterBuffer(state, buffer, 0));
-	first = meta->entry == SWARM_NODE_NONE;
-	if (first)
-	{
-		meta->entry = id;
-		GenericXLogFinish(state);
-	}
-	else
-		GenericXLogAbort(state);
-	index->meta.entry = swarm_hnsw_meta(BufferGetPage(buffer))->entry;
-	UnlockReleaseBuffer(buffer);
-	return first;
-}
-
-/*
  * raise_entry: let searches begin at a node if it reaches higher.
  */
 static void
@@ -563,19 +555,22 @@ raise_entry(SwarmHnswIndex *index, Relation rel, SwarmNodeId id)
 
 /*
  * finish: a node is linked, or the twin of another one; when popping it also
- * leaves the list of the fold.  One record.  False, and nothing is changed,
- * when the other one is not linked any more.
+ * leaves the list of the fold, and with `enter` it becomes the entry point.
+ * One record: were the entry point set before, others could find a graph of
+ * one node that is not linked, and stay without links.  False, and nothing is
+ * changed, when the other one is not linked any more, or when the entry point
+ * is not the one that was searched from.
  *
  * Locks the metapage, then node pages in the order of their blocks.
  */
 static bool
 finish(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
-	   SwarmNodeId primary, bool popping)
+	   SwarmNodeId primary, bool popping, bool enter)
 {
 	bool		done = true;
 	uint32		per_page = index->layout.per_page[SWARM_STREAM_NODE];
 	bool		two = primary != SWARM_NODE_NONE &&
-		primary / per_page != id / per_page;
+	primary / per_page != id / per_page;
 	Buffer		meta_buffer = InvalidBuffer;
 	Buffer		buffer;
 	Buffer		primary_buffer;
@@ -585,7 +580,7 @@ finish(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 	SwarmNode  *node;
 	SwarmNode  *first;
 
-	if (popping)
+	if (popping || enter)
 	{
 		meta_buffer = ReadBuffer(rel, SWARM_HNSW_META_BLOCK);
 		LockBuffer(meta_buffer, BUFFER_LOCK_EXCLUSIVE);
@@ -602,14 +597,24 @@ finish(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 	page = GenericXLogRegisterBuffer(state, buffer, 0);
 	primary_page = two ? GenericXLogRegisterBuffer(state, primary_buffer, 0) : page;
 	node = swarm_hnsw_node(index, page, id);
-	if (popping)
+	if (!swarm_hnsw_may_follow(node->state, primary == SWARM_NODE_NONE ?
+							   SWARM_NODE_LINKED : SWARM_NODE_TWIN))
+		swarm_hnsw_damaged(rel, "list of pending rows at node", id);
+	if (popping || enter)
 	{
 		SwarmHnswMeta *meta = swarm_hnsw_meta(GenericXLogRegisterBuffer(state, meta_buffer, 0));
 
-		if (meta->folding_head != id)
+		if (popping && meta->folding_head != id)
 			swarm_hnsw_damaged(rel, "list of pending rows at node", id);
-		meta->folding_head = node->next;
-		meta->pending--;
+		if (popping)
+		{
+			meta->folding_head = node->next;
+			meta->pending--;
+		}
+		if (enter && meta->entry == index->meta.entry)
+			meta->entry = id;
+		else if (enter)
+			done = false;
 	}
 	node->next = SWARM_NODE_NONE;	/* or the next twin, below */
 	first = primary == SWARM_NODE_NONE ? NULL :
@@ -618,7 +623,6 @@ finish(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 		done = false;
 	else if (first != NULL)
 	{
-		Assert(swarm_hnsw_may_follow(node->state, SWARM_NODE_TWIN));
 		node->state = SWARM_NODE_TWIN;
 		node->degree = 0;
 		swarm_hnsw_links(index, node)[0] = primary;
@@ -626,10 +630,7 @@ finish(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 		first->next = id;
 	}
 	else
-	{
-		Assert(swarm_hnsw_may_follow(node->state, SWARM_NODE_LINKED));
 		node->state = SWARM_NODE_LINKED;
-	}
 	if (done)
 		GenericXLogFinish(state);
 	else
@@ -637,7 +638,7 @@ finish(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 	UnlockReleaseBuffer(buffer);
 	if (two)
 		UnlockReleaseBuffer(primary_buffer);
-	if (popping)
+	if (meta_buffer != InvalidBuffer)
 		UnlockReleaseBuffer(meta_buffer);
 	return done;
 }

@@ -47,6 +47,9 @@
 /* Standard deviations that an estimate may be off before we miss a row. */
 #define BOUND			1.9f
 
+/* How often a chain of equal rows may change under a scan. */
+#define MAX_RESTARTS	1000
+
 /* Candidates refined together. */
 #define REFINE_BATCH	8
 
@@ -77,7 +80,18 @@ typedef struct HnswScan
 	float		slack;			/* what an estimate may be off */
 	SwarmIdSet	returned;
 	float		last;			/* distance of the last row returned */
-	SwarmNodeId twin;			/* the next one to return */
+
+	/* the family whose rows are being returned */
+	SwarmNodeId twin;			/* the next one to return; NONE: the end */
+	bool		in_family;
+	SwarmNodeId primary;
+	uint16		primary_version;
+	ItemPointerData primary_tid;
+	uint32		steps;			/* twins looked at since the chain's begin */
+	int			restarts;
+	ItemPointerData *family_tids;	/* rows of it that were returned */
+	int			family_count;
+	int			family_room;
 
 	/* the flat phase */
 	SwarmCandidate mark;		/* everything up to here was read */
@@ -108,6 +122,9 @@ static void refine_by_code(HnswScan *scan, Relation rel, SwarmCandidate *c);
 static bool refine_by_row(IndexScanDesc desc, SwarmCandidate *c);
 static bool read_tid(HnswScan *scan, Relation rel, const SwarmCandidate *c,
 					 ItemPointer tid, SwarmNodeId *twin);
+static void begin_family(HnswScan *scan, const SwarmCandidate *c,
+						 const ItemPointerData *tid);
+static bool new_in_family(HnswScan *scan, const ItemPointerData *tid);
 static bool next_twin(HnswScan *scan, Relation rel, ItemPointer tid);
 static void unpin(void *arg);
 static void end_fetch(HnswScan *scan);
@@ -214,7 +231,7 @@ swarm_hnsw_get_tuple(IndexScanDesc desc, ScanDirection direction)
 	desc->xs_recheckorderby = false;
 	while (!found && scan->left > 0)
 	{
-		if (scan->twin != SWARM_NODE_NONE)
+		if (scan->in_family)
 		{
 			found = next_twin(scan, rel, &desc->xs_heaptid);
 			continue;
@@ -228,6 +245,8 @@ swarm_hnsw_get_tuple(IndexScanDesc desc, ScanDirection direction)
 			continue;
 		scan->last = c.distance;
 		found = read_tid(scan, rel, &c, &desc->xs_heaptid, &scan->twin);
+		if (scan->twin != SWARM_NODE_NONE)
+			begin_family(scan, &c, &desc->xs_heaptid);
 	}
 	if (found)
 		scan->left--;
@@ -269,6 +288,9 @@ start(IndexScanDesc desc)
 	scan->marked = false;
 	scan->last = -INFINITY;
 	scan->twin = SWARM_NODE_NONE;
+	scan->in_family = false;
+	scan->family_tids = NULL;
+	scan->family_count = scan->family_room = 0;
 	scan->left = swarm_hnsw_max_scan_tuples();
 	scan->iterative = swarm_hnsw_iterative();
 	scan->ef = swarm_hnsw_ef_search(rel);
@@ -494,7 +516,7 @@ read_flat(IndexScanDesc desc)
 	SwarmHnswIndex *index = scan->index;
 	uint32		per_page = index->layout.per_page[SWARM_STREAM_NODE];
 	const uint32 states = 1u << SWARM_NODE_LINKED | 1u << SWARM_NODE_PENDING |
-		1u << SWARM_NODE_JOINING;
+	1u << SWARM_NODE_JOINING;
 	int64		room = Max((int64) work_mem * 1024 / sizeof(SwarmCandidate), 4096);
 	SwarmCandidates nearest = {0};
 	SwarmCandidates nulls = {0};
@@ -522,8 +544,8 @@ read_flat(IndexScanDesc desc)
 			if (node->state == SWARM_NODE_ODD && first)
 			{
 				SwarmCandidate c = {
-					.id = start + i,.version = node->version,
-					.state = SWARM_NODE_ODD,.distance = INFINITY
+					.id = start + i, .version = node->version,
+					.state = SWARM_NODE_ODD, .distance = INFINITY
 				};
 
 				swarm_hnsw_append(node->flags & SWARM_NODE_NULL ?
@@ -762,7 +784,7 @@ read_tid(HnswScan *scan, Relation rel, const SwarmCandidate *c, ItemPointer tid,
 	const SwarmNode *node = swarm_hnsw_node(scan->index, BufferGetPage(buffer),
 											c->id);
 	bool		valid = node->version == c->version &&
-		node->state != SWARM_NODE_FREE && ItemPointerIsValid(&node->tid);
+	node->state != SWARM_NODE_FREE && ItemPointerIsValid(&node->tid);
 
 	*twin = SWARM_NODE_NONE;
 	if (node->version == c->version)
@@ -776,26 +798,106 @@ read_tid(HnswScan *scan, Relation rel, const SwarmCandidate *c, ItemPointer tid,
 }
 
 /*
- * next_twin: the row of scan->twin, which moves on.
+ * begin_family: the row of a node was returned, those of its twins come next.
+ */
+static void
+begin_family(HnswScan *scan, const SwarmCandidate *c, const ItemPointerData *tid)
+{
+	scan->in_family = true;
+	scan->primary = c->id;
+	scan->primary_version = c->version;
+	scan->primary_tid = *tid;
+	scan->steps = 0;
+	scan->restarts = 0;
+	scan->family_count = 0;
+	(void) new_in_family(scan, tid);
+}
+
+/*
+ * new_in_family: remember that a row of the family is returned.  Always true,
+ * so that it ends the functions that return one.
+ */
+static bool
+new_in_family(HnswScan *scan, const ItemPointerData *tid)
+{
+	if (scan->family_count == scan->family_room)
+	{
+		scan->family_room = Max(64, 2 * scan->family_room);
+		scan->family_tids = scan->family_tids == NULL ?
+			palloc(scan->family_room * sizeof(ItemPointerData)) :
+			repalloc_huge(scan->family_tids,
+						  scan->family_room * sizeof(ItemPointerData));
+	}
+	scan->family_tids[scan->family_count++] = *tid;
+	return true;
+}
+
+/*
+ * next_twin: one step along the chain of a family; true when *tid is a row to
+ * return.  scan->in_family becomes false at its end.
+ *
+ * Vacuum may take twins out of the chain meanwhile, and move the row of one
+ * into the primary.  So a step that finds no twin of this primary goes back to
+ * the primary, and so does the end of the chain.
  */
 static bool
 next_twin(HnswScan *scan, Relation rel, ItemPointer tid)
 {
 	SwarmNodeId id = scan->twin;
-	Buffer		buffer = swarm_hnsw_read_node(scan->index, rel, id,
-											  BUFFER_LOCK_SHARE);
-	const SwarmNode *node = swarm_hnsw_node(scan->index, BufferGetPage(buffer), id);
-	bool		valid = node->state == SWARM_NODE_TWIN;
+	Buffer		buffer;
+	const SwarmNode *node;
+	bool		lost = false;
 
 	CHECK_FOR_INTERRUPTS();
-	*tid = node->tid;
-	scan->twin = valid ? node->next : SWARM_NODE_NONE;
-	UnlockReleaseBuffer(buffer);
-	/* A chain that leads in a circle ends here. */
-	if (valid && !swarm_idset_add(&scan->returned, id))
+	if (scan->steps++ > scan->index->meta.nodes)
+		swarm_hnsw_damaged(rel, "chain of equal rows at node", id);
+	if (id != SWARM_NODE_NONE)
 	{
-		scan->twin = SWARM_NODE_NONE;
-		return false;
+		bool		valid;
+
+		buffer = swarm_hnsw_read_node(scan->index, rel, id, BUFFER_LOCK_SHARE);
+		node = swarm_hnsw_node(scan->index, BufferGetPage(buffer), id);
+		valid = node->state == SWARM_NODE_TWIN &&
+			swarm_hnsw_links(scan->index, (SwarmNode *) node)[0] == scan->primary;
+		lost = !valid;
+		*tid = node->tid;
+		if (valid)
+			scan->twin = node->next;
+		UnlockReleaseBuffer(buffer);
+		if (valid)
+			return swarm_idset_add(&scan->returned, id) &&
+				ItemPointerIsValid(tid) && new_in_family(scan, tid);
 	}
-	return valid;
+
+	buffer = swarm_hnsw_read_node(scan->index, rel, scan->primary,
+								  BUFFER_LOCK_SHARE);
+	node = swarm_hnsw_node(scan->index, BufferGetPage(buffer), scan->primary);
+	scan->twin = SWARM_NODE_NONE;
+	*tid = node->tid;
+	if (node->version != scan->primary_version ||
+		node->state != SWARM_NODE_LINKED)
+	{
+		/* All rows of the family are dead. */
+		scan->in_family = false;
+		lost = false;
+	}
+	else if (lost)
+	{
+		if (scan->restarts++ > MAX_RESTARTS)
+			swarm_hnsw_damaged(rel, "chain of equal rows at node", id);
+		scan->twin = node->next;
+		scan->steps = 0;
+	}
+	else if (ItemPointerEquals(tid, &scan->primary_tid))
+		scan->in_family = false;
+	UnlockReleaseBuffer(buffer);
+	if (!scan->in_family || ItemPointerEquals(tid, &scan->primary_tid))
+		return false;
+
+	/* The row of a twin moved in: was it returned there? */
+	scan->primary_tid = *tid;
+	for (int i = 0; i < scan->family_count; i++)
+		if (ItemPointerEquals(tid, &scan->family_tids[i]))
+			return false;
+	return ItemPointerIsValid(tid) && new_in_family(scan, tid);
 }

@@ -381,7 +381,7 @@ swarm_hnsw_score_ids(SwarmHnswSearch *search, const SwarmNodeId *ids, int n,
 	SwarmHnswIndex *index = search->index;
 	uint32		per_page = index->layout.per_page[SWARM_STREAM_NODE];
 	const uint32 states = 1u << SWARM_NODE_LINKED | 1u << SWARM_NODE_DEAD |
-		1u << SWARM_NODE_PENDING | 1u << SWARM_NODE_JOINING;
+	1u << SWARM_NODE_PENDING | 1u << SWARM_NODE_JOINING;
 	SwarmNodeId sorted[MAX_LINKS];
 	int			count = 0;
 
@@ -473,8 +473,15 @@ swarm_hnsw_search_descend(SwarmHnswSearch *search, int to_level,
 		return false;
 	if (!swarm_hnsw_nearest_entry(search, to_level, &level, nearest))
 		level = 0;
-	/* Vacuum may have freed the entry point since we read the metapage. */
-	while (level == 0 && swarm_hnsw_score_ids(search, &entry, 1, nearest) == 0)
+
+	/*
+	 * Vacuum may have freed the entry point since we read the metapage, and
+	 * an insert taken its slot: then it has no links yet.
+	 */
+	while (level == 0 &&
+		   (swarm_hnsw_score_ids(search, &entry, 1, nearest) == 0 ||
+			(nearest->state != SWARM_NODE_LINKED &&
+			 nearest->state != SWARM_NODE_DEAD)))
 	{
 		swarm_hnsw_open(search->rel);
 		if (index->meta.entry == SWARM_NODE_NONE)

@@ -20,6 +20,7 @@
 #include "utils/rel.h"
 
 #include "base/compat.h"
+#include "base/fault.h"
 #include "hnsw/hnsw_int.h"
 
 #define MAX_LINKS		200
@@ -36,10 +37,12 @@ typedef struct Vacuum
 	void	   *state;
 	uint32		nodes;
 	uint8	   *dead;			/* a bit a node: dead, in the graph */
-	uint8	   *gone;			/* a bit a node: to be freed, linked from nowhere */
+	uint8	   *gone;			/* a bit a node: to be freed, linked from
+								 * nowhere */
 	uint32		ndead;
 	uint32		ngone;
 	SwarmIdSet	families;		/* nodes with a dead twin, or dead with twins */
+	SwarmIdSet	twins;			/* dead ones */
 	double		live;
 	double		removed;
 	bool		pending;		/* a dead row is still pending */
@@ -48,7 +51,9 @@ typedef struct Vacuum
 static void mark_dead(Vacuum *v);
 static void mark_page(Vacuum *v, uint32 page);
 static void mend_families(Vacuum *v);
-static void mend_family(Vacuum *v, SwarmNodeId primary);
+static void skip_dead(Vacuum *v, SwarmNodeId primary);
+static void detach(Vacuum *v, SwarmNodeId id);
+static void replace_primary(Vacuum *v, SwarmNodeId primary);
 static void repair_links(Vacuum *v);
 static void repair_node(Vacuum *v, SwarmNodeId id, int level);
 static void replace_entry(Vacuum *v);
@@ -77,7 +82,7 @@ swarm_hnsw_bulk_delete(IndexVacuumInfo *info, IndexBulkDeleteResult *stats,
 												  "qhnsw vacuum",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old;
-	Vacuum		v = {.info = info,.rel = info->index,.callback = callback,.state = state};
+	Vacuum		v = {.info = info, .rel = info->index, .callback = callback, .state = state};
 
 	if (stats == NULL)
 		stats = palloc0(sizeof(IndexBulkDeleteResult));
@@ -99,13 +104,15 @@ swarm_hnsw_bulk_delete(IndexVacuumInfo *info, IndexBulkDeleteResult *stats,
 		v.ndead = v.ngone = 0;
 		v.live = 0;
 		memset(&v.families, 0, sizeof(v.families));
+		memset(&v.twins, 0, sizeof(v.twins));
 		swarm_idset_reset(&v.families);
+		swarm_idset_reset(&v.twins);
 		mark_dead(&v);
 	} while (v.pending);
 
 	if (v.index->meta.dims != 0)
 	{
-		if (v.families.count > 0)
+		if (v.families.count > 0 || v.twins.count > 0)
 			mend_families(&v);
 		if (v.ndead > 0)
 		{
@@ -158,6 +165,7 @@ mark_dead(Vacuum *v)
 	for (SwarmNodeId id = 0; id < v->nodes; id += per_page)
 	{
 		swarm_vacuum_delay();
+		SWARM_FAULT("hnsw.vacuum.mark");
 		mark_page(v, id / per_page);
 	}
 }
@@ -210,8 +218,14 @@ mark_page(Vacuum *v, uint32 number)
 		v->removed++;
 		if (node->state == SWARM_NODE_TWIN)
 		{
-			swarm_idset_add(&v->families, swarm_hnsw_links(index, node)[0]);
+			SwarmNodeId primary = swarm_hnsw_links(index, node)[0];
+
+			/* Without one it was taken out by a vacuum that did not end. */
+			if (primary != SWARM_NODE_NONE)
+				swarm_idset_add(&v->families, primary);
+			swarm_idset_add(&v->twins, id);
 			set_bit(v->gone, id);
+			v->ngone++;
 			continue;
 		}
 		if (node->state == SWARM_NODE_LINKED && node->next != SWARM_NODE_NONE)
@@ -219,6 +233,7 @@ mark_page(Vacuum *v, uint32 number)
 			/* Its node serves the twins. */
 			swarm_idset_add(&v->families, id);
 			set_bit(v->gone, id);
+			v->ngone++;
 			continue;
 		}
 
@@ -235,7 +250,8 @@ mark_page(Vacuum *v, uint32 number)
 			v->ngone++;
 			continue;
 		}
-		Assert(swarm_hnsw_may_follow(node->state, SWARM_NODE_DEAD));
+		if (!swarm_hnsw_may_follow(node->state, SWARM_NODE_DEAD))
+			swarm_hnsw_damaged(v->rel, "state of node", id);
 		node->state = SWARM_NODE_DEAD;
 		set_bit(v->dead, id);
 		v->ndead++;
@@ -247,27 +263,61 @@ mark_page(Vacuum *v, uint32 number)
 
 /*
  * mend_families: take dead twins out of their chains, and let a twin take the
- * node of a dead row.  Nobody links meanwhile, so that chains stand still.
+ * node of a dead row.  Nobody links meanwhile, so that no chain grows.
+ *
+ * First chains go around dead twins, then these are detached, then primaries
+ * are replaced.  Wherever that stops, chains are right, and the next vacuum
+ * finds what is left: dead rows in a chain, dead twins of a linked primary,
+ * detached twins.
  */
 static void
 mend_families(Vacuum *v)
 {
+	const SwarmIdSet *families = &v->families;
+
 	LockPage(v->rel, 1, ExclusiveLock);
-	for (uint32 i = 0; i < v->families.room; i++)
-		if (v->families.slots[i] != SWARM_NODE_NONE)
+	for (uint32 i = 0; i < families->room; i++)
+		if (families->slots[i] != SWARM_NODE_NONE)
+			skip_dead(v, families->slots[i]);
+	SWARM_FAULT("hnsw.vacuum.mend");
+	for (uint32 i = 0; i < v->twins.room; i++)
+		if (v->twins.slots[i] != SWARM_NODE_NONE)
 		{
 			swarm_vacuum_delay();
-			mend_family(v, v->families.slots[i]);
+			detach(v, v->twins.slots[i]);
+		}
+	for (uint32 i = 0; i < families->room; i++)
+		if (families->slots[i] < v->nodes && has_bit(v->gone, families->slots[i]))
+		{
+			swarm_vacuum_delay();
+			replace_primary(v, families->slots[i]);
+			SWARM_FAULT("hnsw.vacuum.mend");
 		}
 	UnlockPage(v->rel, 1, ExclusiveLock);
 }
 
 /*
- * write_node: change one node: its row (NULL: leave it), its chain, its state.
+ * set_next: change the successor of a node in its chain.
  */
 static void
-write_node(Vacuum *v, SwarmNodeId id, const ItemPointerData *tid,
-		   SwarmNodeId next, SwarmNodeState to)
+set_next(Vacuum *v, SwarmNodeId id, SwarmNodeId next)
+{
+	Buffer		buffer = swarm_hnsw_read_node(v->index, v->rel, id,
+											  BUFFER_LOCK_EXCLUSIVE);
+	GenericXLogState *state = GenericXLogStart(v->rel);
+	Page		page = GenericXLogRegisterBuffer(state, buffer, 0);
+
+	swarm_hnsw_node(v->index, page, id)->next = next;
+	GenericXLogFinish(state);
+	UnlockReleaseBuffer(buffer);
+}
+
+/*
+ * detach: a twin belongs to no family any more, and waits to be freed.  It is
+ * not in its chain any more; its own successor stays, for scans that are at it.
+ */
+static void
+detach(Vacuum *v, SwarmNodeId id)
 {
 	Buffer		buffer = swarm_hnsw_read_node(v->index, v->rel, id,
 											  BUFFER_LOCK_EXCLUSIVE);
@@ -276,95 +326,130 @@ write_node(Vacuum *v, SwarmNodeId id, const ItemPointerData *tid,
 									   GenericXLogRegisterBuffer(state, buffer, 0),
 									   id);
 
-	if (tid != NULL)
-		node->tid = *tid;
-	node->next = next;
-	node->state = to;
+	swarm_hnsw_links(v->index, node)[0] = SWARM_NODE_NONE;
+	ItemPointerSetInvalid(&node->tid);
 	GenericXLogFinish(state);
 	UnlockReleaseBuffer(buffer);
 }
 
 /*
- * mend_family: see mend_families.  Every step leaves a chain that is right.
+ * kill_primary: the row of a family's node is dead.  If it has a twin, whose
+ * row this is, the twin's row moves in and the twin is detached, in one record;
+ * else the node is dead.
  */
 static void
-mend_family(Vacuum *v, SwarmNodeId primary)
+kill_primary(Vacuum *v, SwarmNodeId primary, SwarmNodeId twin)
 {
-	SwarmNodeId *chain = palloc(sizeof(SwarmNodeId) * 64);
-	ItemPointerData *tids = palloc(sizeof(ItemPointerData) * 64);
-	int			room = 64;
-	int			n = 0;
-	int			kept = 0;
-	bool		primary_died = has_bit(v->gone, primary);
-	SwarmNodeId id = primary;
+	uint32		per_page = v->index->layout.per_page[SWARM_STREAM_NODE];
+	bool		two = twin != SWARM_NODE_NONE &&
+	twin / per_page != primary / per_page;
+	Buffer		buffer = swarm_hnsw_read_node(v->index, v->rel, primary, 0);
+	Buffer		twin_buffer = two ?
+	swarm_hnsw_read_node(v->index, v->rel, twin, 0) : buffer;
+	GenericXLogState *state;
+	Page		page;
+	SwarmNode  *node;
 
-	/* The chain, the primary first. */
-	while (id != SWARM_NODE_NONE)
-	{
-		Buffer		buffer = swarm_hnsw_read_node(v->index, v->rel, id,
-												  BUFFER_LOCK_SHARE);
-		SwarmNode  *node = swarm_hnsw_node(v->index, BufferGetPage(buffer), id);
+	if (two && twin < primary)
+		LockBuffer(twin_buffer, BUFFER_LOCK_EXCLUSIVE);
+	LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
+	if (two && twin > primary)
+		LockBuffer(twin_buffer, BUFFER_LOCK_EXCLUSIVE);
 
-		if (n == room)
-		{
-			room *= 2;
-			chain = repalloc_huge(chain, sizeof(SwarmNodeId) * room);
-			tids = repalloc_huge(tids, sizeof(ItemPointerData) * room);
-		}
-		if ((uint32) n > v->index->meta.nodes ||
-			node->state != (n == 0 ? SWARM_NODE_LINKED : SWARM_NODE_TWIN))
-			swarm_hnsw_damaged(v->rel, "chain of equal rows at node", id);
-		chain[n] = id;
-		tids[n++] = node->tid;
-		id = node->next;
-		UnlockReleaseBuffer(buffer);
-	}
-
-	/* Those that stay, in order; written from the last to the first. */
-	for (int i = 1; i < n; i++)
-		if (chain[i] >= v->nodes || !has_bit(v->gone, chain[i]))
-		{
-			chain[1 + kept] = chain[i];
-			tids[1 + kept] = tids[i];
-			kept++;
-		}
-		else
-			v->ngone++;
-	if (!primary_died)
+	state = GenericXLogStart(v->rel);
+	page = GenericXLogRegisterBuffer(state, buffer, 0);
+	node = swarm_hnsw_node(v->index, page, primary);
+	if (twin == SWARM_NODE_NONE)
 	{
-		for (int i = kept; i >= 0; i--)
-			write_node(v, chain[i], NULL,
-					   i < kept ? chain[i + 1] : SWARM_NODE_NONE,
-					   i == 0 ? SWARM_NODE_LINKED : SWARM_NODE_TWIN);
-	}
-	else if (kept > 0)
-	{
-		/* The first twin's row moves into the node of the family. */
-		for (int i = kept; i >= 2; i--)
-			write_node(v, chain[i], NULL,
-					   i < kept ? chain[i + 1] : SWARM_NODE_NONE,
-					   SWARM_NODE_TWIN);
-		write_node(v, primary, &tids[1], kept > 1 ? chain[2] : SWARM_NODE_NONE,
-				   SWARM_NODE_LINKED);
-		v->gone[primary / 8] &= ~(1 << (primary % 8));
-		if (chain[1] < v->nodes)
-		{
-			set_bit(v->gone, chain[1]);
-			v->ngone++;
-		}
+		ItemPointerSetInvalid(&node->tid);
+		node->next = SWARM_NODE_NONE;
+		node->state = SWARM_NODE_DEAD;
 	}
 	else
 	{
-		ItemPointerData none;
+		Page		twin_page = two ?
+		GenericXLogRegisterBuffer(state, twin_buffer, 0) : page;
+		SwarmNode  *from = swarm_hnsw_node(v->index, twin_page, twin);
 
-		ItemPointerSetInvalid(&none);
-		write_node(v, primary, &none, SWARM_NODE_NONE, SWARM_NODE_DEAD);
-		v->gone[primary / 8] &= ~(1 << (primary % 8));
+		node->tid = from->tid;
+		node->next = from->next;
+		swarm_hnsw_links(v->index, from)[0] = SWARM_NODE_NONE;
+		ItemPointerSetInvalid(&from->tid);
+	}
+	GenericXLogFinish(state);
+	UnlockReleaseBuffer(buffer);
+	if (two)
+		UnlockReleaseBuffer(twin_buffer);
+}
+
+/*
+ * skip_dead: let a chain go around its dead twins.
+ */
+static void
+skip_dead(Vacuum *v, SwarmNodeId primary)
+{
+	SwarmNodeId last = primary;
+	SwarmNodeId id = primary;
+	bool		skipped = false;
+
+	for (uint32 n = 0;; n++)
+	{
+		SwarmNodeId next = SWARM_NODE_NONE;
+
+		if (id != SWARM_NODE_NONE)
+		{
+			Buffer		buffer = swarm_hnsw_read_node(v->index, v->rel, id,
+													  BUFFER_LOCK_SHARE);
+			SwarmNode  *node = swarm_hnsw_node(v->index, BufferGetPage(buffer), id);
+
+			next = node->next;
+			if (n > v->index->meta.nodes ||
+				node->state != (n == 0 ? SWARM_NODE_LINKED : SWARM_NODE_TWIN))
+				swarm_hnsw_damaged(v->rel, "chain of equal rows at node", id);
+			UnlockReleaseBuffer(buffer);
+		}
+		if (n > 0 && id != SWARM_NODE_NONE && id < v->nodes && has_bit(v->gone, id))
+			skipped = true;
+		else if (n > 0)
+		{
+			if (skipped)
+				set_next(v, last, id);
+			skipped = false;
+			last = id;
+		}
+		if (id == SWARM_NODE_NONE)
+			break;
+		id = next;
+		swarm_vacuum_delay();
+	}
+}
+
+/*
+ * replace_primary: let the first twin take the node of a family whose own row
+ * is dead.
+ */
+static void
+replace_primary(Vacuum *v, SwarmNodeId primary)
+{
+	Buffer		buffer = swarm_hnsw_read_node(v->index, v->rel, primary,
+											  BUFFER_LOCK_SHARE);
+	SwarmNodeId twin = swarm_hnsw_node(v->index, BufferGetPage(buffer),
+									   primary)->next;
+
+	UnlockReleaseBuffer(buffer);
+	kill_primary(v, primary, twin);
+	v->gone[primary / 8] &= ~(1 << (primary % 8));
+	v->ngone--;
+	if (twin == SWARM_NODE_NONE)
+	{
 		set_bit(v->dead, primary);
 		v->ndead++;
 	}
-	pfree(chain);
-	pfree(tids);
+	else if (twin < v->nodes)
+	{
+		set_bit(v->gone, twin);
+		v->ngone++;
+	}
 }
 
 /*
@@ -391,6 +476,7 @@ repair_links(Vacuum *v)
 			for (int i = 0; i < n; i++)
 				if (links[i] < v->nodes && has_bit(v->dead, links[i]))
 				{
+					SWARM_FAULT("hnsw.vacuum.repair");
 					repair_node(v, id, level);
 					break;
 				}
@@ -431,7 +517,7 @@ repair_node(Vacuum *v, SwarmNodeId id, int level)
 			for (int j = 0; j < m && n < MAX_CANDIDATES; j++)
 			{
 				bool		known = beyond[j] == id ||
-					(beyond[j] < v->nodes && has_bit(v->dead, beyond[j]));
+				(beyond[j] < v->nodes && has_bit(v->dead, beyond[j]));
 
 				for (int k = 0; k < n && !known; k++)
 					known = candidates[k] == beyond[j];
@@ -528,6 +614,7 @@ free_nodes(Vacuum *v)
 		if (!any)
 			continue;
 		swarm_vacuum_delay();
+		SWARM_FAULT("hnsw.vacuum.free");
 
 		LockBuffer(meta_buffer, BUFFER_LOCK_EXCLUSIVE);
 		buffer = swarm_hnsw_read(index, v->rel, SWARM_STREAM_NODE,
@@ -542,7 +629,8 @@ free_nodes(Vacuum *v)
 
 			if (!has_bit(v->dead, id) && !has_bit(v->gone, id))
 				continue;
-			Assert(swarm_hnsw_may_follow(node->state, SWARM_NODE_FREE));
+			if (!swarm_hnsw_may_follow(node->state, SWARM_NODE_FREE))
+				swarm_hnsw_damaged(v->rel, "state of node", id);
 			if (node->state == SWARM_NODE_ODD)
 				meta->odd--;
 			node->state = SWARM_NODE_FREE;
