@@ -94,6 +94,11 @@ typedef struct HnswScan
 	EState	   *estate;
 } HnswScan;
 
+/* The scan of this session that began last, and what the last to end did. */
+static HnswScan *current_scan = NULL;
+static SwarmHnswCounters last_counters;
+static bool counted = false;
+
 static void start(IndexScanDesc desc);
 static void set_query(IndexScanDesc desc, HnswScan *scan);
 static bool more(IndexScanDesc desc);
@@ -110,6 +115,7 @@ static bool read_tid(HnswScan *scan, Relation rel, const SwarmCandidate *c,
 					 ItemPointer tid, SwarmNodeId *twin);
 static bool next_twin(HnswScan *scan, Relation rel, ItemPointer tid);
 static void unpin(void *arg);
+static void count_scan(HnswScan *scan);
 static void end_fetch(HnswScan *scan);
 
 /*
@@ -141,6 +147,47 @@ unpin(void *arg)
 	if (scan->index != NULL)
 		scan->index->pins--;
 	scan->index = NULL;
+	if (current_scan == scan)
+		current_scan = NULL;
+}
+
+/*
+ * count_scan: keep what a scan did before its memory goes.
+ */
+static void
+count_scan(HnswScan *scan)
+{
+	if (current_scan != scan)
+		return;
+	counted = swarm_hnsw_last_counters(&last_counters);
+	current_scan = NULL;
+}
+
+/*
+ * swarm_hnsw_last_counters: what the scan that began last in this session has
+ * done, or had done at its end; false when there was none.
+ */
+bool
+swarm_hnsw_last_counters(SwarmHnswCounters *counters)
+{
+	const SwarmHnswSearch *search;
+
+	if (current_scan == NULL)
+	{
+		*counters = last_counters;
+		return counted;
+	}
+	memset(counters, 0, sizeof(*counters));
+	search = current_scan->search;
+	if (search != NULL)
+	{
+		counters->hops = search->hops;
+		counters->pages = search->pages;
+		counters->scored = search->scored;
+		counters->refined = search->refined;
+		counters->fetched = search->fetched;
+	}
+	return true;
 }
 
 /*
@@ -157,8 +204,10 @@ swarm_hnsw_rescan(IndexScanDesc desc, ScanKey keys, int nkeys,
 	if (orderbys != NULL && desc->numberOfOrderBys > 0)
 		memmove(desc->orderByData, orderbys,
 				desc->numberOfOrderBys * sizeof(ScanKeyData));
+	count_scan(scan);
 	end_fetch(scan);
 	MemoryContextReset(scan->context);
+	scan->search = NULL;
 	scan->phase = PHASE_START;
 }
 
@@ -170,7 +219,7 @@ swarm_hnsw_end_scan(IndexScanDesc desc)
 {
 	HnswScan   *scan = desc->opaque;
 
-	if (scan->search != NULL) elog(DEBUG1, "XX hops %lu pages %lu scored %lu refined %lu", scan->search->hops, scan->search->pages, scan->search->scored, scan->search->refined);
+	count_scan(scan);
 	end_fetch(scan);
 	unpin(scan);
 	MemoryContextDelete(scan->context);
@@ -261,6 +310,7 @@ start(IndexScanDesc desc)
 	index = swarm_hnsw_open(rel);
 	index->pins++;
 	scan->index = index;
+	current_scan = scan;
 	memset(&scan->waiting, 0, sizeof(SwarmCandidates));
 	memset(&scan->ready, 0, sizeof(SwarmCandidates));
 	memset(&scan->odd, 0, sizeof(SwarmCandidates));
