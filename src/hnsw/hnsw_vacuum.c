@@ -212,6 +212,7 @@ mark_page(Vacuum *v, uint32 number)
 		{
 			swarm_idset_add(&v->families, swarm_hnsw_links(index, node)[0]);
 			set_bit(v->gone, id);
+			v->ngone++;
 			continue;
 		}
 		if (node->state == SWARM_NODE_LINKED && node->next != SWARM_NODE_NONE)
@@ -305,6 +306,15 @@ mend_family(Vacuum *v, SwarmNodeId primary)
 												  BUFFER_LOCK_SHARE);
 		SwarmNode  *node = swarm_hnsw_node(v->index, BufferGetPage(buffer), id);
 
+		/*
+		 * A vacuum that did not get to its end may have taken the family out
+		 * of the graph, and left twins to be freed.
+		 */
+		if (n == 0 && node->state != SWARM_NODE_LINKED)
+		{
+			UnlockReleaseBuffer(buffer);
+			return;
+		}
 		if (n == room)
 		{
 			room *= 2;
@@ -328,8 +338,6 @@ mend_family(Vacuum *v, SwarmNodeId primary)
 			tids[1 + kept] = tids[i];
 			kept++;
 		}
-		else
-			v->ngone++;
 	if (!primary_died)
 	{
 		for (int i = kept; i >= 0; i--)
