@@ -357,6 +357,8 @@ typedef enum SwarmHnswValue
 /* hnsw_vector.c */
 extern const float *swarm_hnsw_floats(const SwarmHnswOpclass *opclass,
 									  Datum value, int *dims, void **tofree);
+extern double swarm_hnsw_norm2(const SwarmHnswOpclass *opclass, const float *v,
+							   int dims);
 extern SwarmHnswValue swarm_hnsw_coordinates(const SwarmHnswIndex *index,
 											 const float *v, int dims,
 											 bool query, float *out);
