@@ -11,6 +11,12 @@ GRANT EXECUTE ON FUNCTION swarm._negative_inner_product(real[], real[]) TO PUBLI
 REVOKE ALL ON FUNCTION swarm._simd_level() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._simd_levels() FROM PUBLIC;
 
+-- hnsw: swarm.qhnsw_* look for themselves what the caller may do with the table.
+REVOKE ALL ON FUNCTION swarm._qhnsw_handler(internal) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._qhnsw_real_l2(internal) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._qhnsw_real_cosine(internal) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._qhnsw_real_ip(internal) FROM PUBLIC;
+
 -- base: the clock and the fault points are for tests.
 REVOKE ALL ON FUNCTION swarm._clock_advance(interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._fault_arm(text, text, int, int) FROM PUBLIC;

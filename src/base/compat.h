@@ -35,11 +35,32 @@
 	object_ownercheck(DatabaseRelationId, db, role)
 #define swarm_extension_ownercheck(ext, role) \
 	object_ownercheck(ExtensionRelationId, ext, role)
+#define swarm_class_ownercheck(rel, role) \
+	object_ownercheck(RelationRelationId, rel, role)
 #else
 #define swarm_proc_aclcheck(proc, role, mode)	pg_proc_aclcheck(proc, role, mode)
 #define swarm_namespace_aclcheck(nsp, role, mode)	pg_namespace_aclcheck(nsp, role, mode)
 #define swarm_database_ownercheck(db, role)	pg_database_ownercheck(db, role)
 #define swarm_extension_ownercheck(ext, role)	pg_extension_ownercheck(ext, role)
+#define swarm_class_ownercheck(rel, role)	pg_class_ownercheck(rel, role)
+#endif
+
+/* Who may VACUUM a table: with 17 also whoever has MAINTAIN on it. */
+#if PG_VERSION_NUM >= 170000
+#define swarm_may_maintain(rel, role) \
+	(pg_class_aclcheck(rel, role, ACL_MAINTAIN) == ACLCHECK_OK || \
+	 swarm_database_ownercheck(MyDatabaseId, role))
+#else
+#define swarm_may_maintain(rel, role) \
+	(swarm_class_ownercheck(rel, role) || \
+	 swarm_database_ownercheck(MyDatabaseId, role))
+#endif
+
+/* Maintenance runs with a safe search_path since 17. */
+#if PG_VERSION_NUM >= 170000
+#define swarm_restrict_search_path()	RestrictSearchPath()
+#else
+#define swarm_restrict_search_path()	((void) 0)
 #endif
 
 /* Input functions gained a place for soft errors in 16. */
@@ -93,6 +114,26 @@ swarm_guc_find(const char *name)
 #define swarm_disable_path(path)	((path)->path.disabled_nodes = 2)
 #else
 #define swarm_disable_path(path)	((void) 0)
+#endif
+
+/* Those who scan an index tell who counts the searches since 18. */
+#if PG_VERSION_NUM >= 180000
+#define swarm_index_beginscan(heap, rel, snapshot, nkeys, norderbys) \
+	index_beginscan(heap, rel, snapshot, NULL, nkeys, norderbys)
+#else
+#define swarm_index_beginscan(heap, rel, snapshot, nkeys, norderbys) \
+	index_beginscan(heap, rel, snapshot, nkeys, norderbys)
+#endif
+
+/* A sort gives what it was given, or a copy of it, since 16 as one likes. */
+#if PG_VERSION_NUM >= 160000
+#define swarm_tuplesort_getdatum(sort, value, isnull) \
+	tuplesort_getdatum(sort, true, false, value, isnull, NULL)
+#define swarm_tuplesort_freedatum(value)	((void) 0)
+#else
+#define swarm_tuplesort_getdatum(sort, value, isnull) \
+	tuplesort_getdatum(sort, true, value, isnull, NULL)
+#define swarm_tuplesort_freedatum(value)	pfree(DatumGetPointer(value))
 #endif
 
 /* Work that a cost delay may interrupt, since 18 told what it is. */

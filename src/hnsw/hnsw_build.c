@@ -129,6 +129,7 @@ swarm_hnsw_build(Relation heap, Relation rel, IndexInfo *info)
 	SwarmBuild	build = {.heap = heap,.rel = rel,.info = info,.progress = true};
 	Sample		sample = {0};
 	SwarmHnswMeta meta;
+	int			dims = swarm_hnsw_get_options(rel)->dims;
 
 	if (RelationGetNumberOfBlocks(rel) != 0)
 		elog(ERROR, "index \"%s\" already contains data",
@@ -139,7 +140,13 @@ swarm_hnsw_build(Relation heap, Relation rel, IndexInfo *info)
 
 	pgstat_progress_update_param(PROGRESS_CREATEIDX_SUBPHASE, PHASE_SAMPLE);
 	sample_table(heap, rel, info, &sample);
-	if (sample.dims > 0)
+	if (sample.dims == 0 && dims > 0)
+	{
+		/* Told by the user: nulls and later rows need not wait for a vector. */
+		swarm_hnsw_prepare_dims(rel, dims);
+		sample.index = swarm_hnsw_open(rel);
+	}
+	if (sample.index != NULL)
 	{
 		double		rows = (double) sample.tuples / Max(sample.blocks, 1) *
 			RelationGetNumberOfBlocks(heap);

@@ -78,6 +78,8 @@ insert_vector(Relation rel, Datum value, ItemPointer tid, bool *over)
 	v = swarm_hnsw_floats(&index->opclass, value, &dims, &tofree);
 	if (index->meta.dims == 0)
 	{
+		/* A vector that is refused must not fix the format. */
+		swarm_hnsw_norm2(&index->opclass, v, dims);
 		swarm_hnsw_prepare_dims(rel, dims);
 		index = swarm_hnsw_open(rel);
 	}
@@ -188,6 +190,11 @@ swarm_hnsw_prepare_dims(Relation rel, int dims)
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("vector has %d dimensions, an index can have %d", dims,
 						SWARM_CODEC_MAX_DIMS - 1)));
+	if (options->dims > 0 && dims != options->dims)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_EXCEPTION),
+				 errmsg("vector has %d dimensions, the index has %d", dims,
+						options->dims)));
 	swarm_hnsw_quantizer(options, dims, &bits, &refine_bits);
 
 	LockBuffer(meta_buffer, BUFFER_LOCK_EXCLUSIVE);
@@ -212,6 +219,15 @@ swarm_hnsw_prepare_dims(Relation rel, int dims)
 				 errmsg("a code of %u bytes and its links do not fit into a page",
 						codec.code_size),
 				 errhint("Use a quantizer with fewer bits, or a smaller m.")));
+	}
+	if (codec.refine_size > 0 && layout.per_page[SWARM_STREAM_REFINE] == 0)
+	{
+		UnlockReleaseBuffer(meta_buffer);
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("a refine code of %u bytes does not fit into a page",
+						codec.refine_size),
+				 errhint("Use fewer refine_bits.")));
 	}
 
 	/* The centre of both generations is zero until a model is made. */

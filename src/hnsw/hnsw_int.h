@@ -247,6 +247,7 @@ extern BlockNumber swarm_hnsw_block(const SwarmHnswLayout *layout,
 extern BlockNumber swarm_hnsw_blocks(const SwarmHnswLayout *layout,
 									 uint32 nodes);
 extern void swarm_hnsw_init_page(Page page, uint16 kind, uint32 number);
+extern bool swarm_hnsw_page_is(Page page, uint16 kind, uint32 number);
 extern void swarm_hnsw_check_page(Relation rel, BlockNumber block, Page page,
 								  uint16 kind, uint32 number);
 extern bool swarm_hnsw_may_follow(SwarmNodeState from, SwarmNodeState to);
@@ -356,6 +357,8 @@ typedef enum SwarmHnswValue
 /* hnsw_vector.c */
 extern const float *swarm_hnsw_floats(const SwarmHnswOpclass *opclass,
 									  Datum value, int *dims, void **tofree);
+extern double swarm_hnsw_norm2(const SwarmHnswOpclass *opclass, const float *v,
+							   int dims);
 extern SwarmHnswValue swarm_hnsw_coordinates(const SwarmHnswIndex *index,
 											 const float *v, int dims,
 											 bool query, float *out);
@@ -553,6 +556,18 @@ extern void swarm_hnsw_rescan(IndexScanDesc scan, ScanKey keys, int nkeys,
 extern bool swarm_hnsw_get_tuple(IndexScanDesc scan, ScanDirection direction);
 extern void swarm_hnsw_end_scan(IndexScanDesc scan);
 
+/* What a scan did. */
+typedef struct SwarmHnswCounters
+{
+	uint64		hops;			/* nodes whose links were followed */
+	uint64		pages;			/* page visits to score codes */
+	uint64		scored;			/* codes */
+	uint64		refined;		/* distances made better by refine codes */
+	uint64		fetched;		/* distances made better by rows */
+} SwarmHnswCounters;
+
+extern bool swarm_hnsw_last_counters(SwarmHnswCounters *counters);
+
 /* hnsw_vacuum.c */
 extern IndexBulkDeleteResult *swarm_hnsw_bulk_delete(IndexVacuumInfo *info,
 													 IndexBulkDeleteResult *stats,
@@ -566,5 +581,26 @@ extern void swarm_hnsw_cost(PlannerInfo *root, IndexPath *path,
 							double loop_count, Cost *startup, Cost *total,
 							Selectivity *selectivity, double *correlation,
 							double *pages);
+
+/* hnsw_check.c */
+
+/* What the check calls for a problem; node SWARM_NODE_NONE: of no one node. */
+typedef void (*SwarmHnswReport) (void *arg, const char *problem,
+								 SwarmNodeId node, const char *detail);
+
+extern void swarm_hnsw_check(Relation rel, Relation heap, SwarmHnswReport report,
+							 void *arg);
+
+/* What swarm_hnsw_measure finds out. */
+typedef struct SwarmHnswMeasures
+{
+	SwarmHnswMeta meta;
+	uint64		rows[SWARM_NODE_STATES];
+	uint64		levels[SWARM_HNSW_MAX_LEVEL + 1];	/* linked nodes there */
+	uint64		pages[SWARM_PAGE_MODEL + 1];	/* by kind */
+	double		drift;			/* negative: unknown */
+} SwarmHnswMeasures;
+
+extern void swarm_hnsw_measure(Relation rel, SwarmHnswMeasures *measures);
 
 #endif							/* SWARM_HNSW_INT_H */

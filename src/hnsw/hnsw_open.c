@@ -156,12 +156,21 @@ swarm_hnsw_setup(SwarmHnswIndex *index)
 	const SwarmHnswMeta *meta = &index->meta;
 	int			dims = meta->dims + (meta->metric == SWARM_METRIC_IP ? 1 : 0);
 
-	if (!swarm_codec_init(&index->codec, dims, meta->bits, meta->refine_bits))
+	bool		good = swarm_codec_init(&index->codec, dims, meta->bits,
+										meta->refine_bits);
+
+	if (good)
+	{
+		swarm_hnsw_layout(&index->layout, meta, &index->codec);
+		good = index->layout.per_page[SWARM_STREAM_NODE] > 0 &&
+			(index->codec.refine_size == 0 ||
+			 index->layout.per_page[SWARM_STREAM_REFINE] > 0);
+	}
+	if (!good)
 		ereport(ERROR,
 				(errcode(ERRCODE_INDEX_CORRUPTED),
 				 errmsg("metapage of a qhnsw index is damaged"),
 				 errhint("REINDEX it.")));
-	swarm_hnsw_layout(&index->layout, meta, &index->codec);
 	index->centre[0] = MemoryContextAllocZero(index->context,
 											  4 * (Size) dims * sizeof(float));
 	index->centre[1] = index->centre[0] + dims;

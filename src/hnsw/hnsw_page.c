@@ -269,21 +269,28 @@ swarm_hnsw_init_page(Page page, uint16 kind, uint32 number)
 }
 
 /*
+ * swarm_hnsw_page_is: is a page what its block should hold?
+ */
+bool
+swarm_hnsw_page_is(Page page, uint16 kind, uint32 number)
+{
+	const SwarmHnswSpecial *special = (const SwarmHnswSpecial *)
+		(page + BLCKSZ - MAXALIGN(sizeof(SwarmHnswSpecial)));
+
+	return ((PageHeader) page)->pd_special ==
+		BLCKSZ - MAXALIGN(sizeof(SwarmHnswSpecial)) &&
+		special->magic == SWARM_HNSW_PAGE_MAGIC && special->kind == kind &&
+		special->number == number;
+}
+
+/*
  * swarm_hnsw_check_page: raise XX002 unless the page is what was expected.
  */
 void
 swarm_hnsw_check_page(Relation rel, BlockNumber block, Page page, uint16 kind,
 					  uint32 number)
 {
-	const SwarmHnswSpecial *special;
-
-	if (((PageHeader) page)->pd_special !=
-		BLCKSZ - MAXALIGN(sizeof(SwarmHnswSpecial)))
-		swarm_hnsw_damaged(rel, "no page of qhnsw at block", block);
-	special = (const SwarmHnswSpecial *)
-		(page + BLCKSZ - MAXALIGN(sizeof(SwarmHnswSpecial)));
-	if (special->magic != SWARM_HNSW_PAGE_MAGIC || special->kind != kind ||
-		special->number != number)
+	if (!swarm_hnsw_page_is(page, kind, number))
 		swarm_hnsw_damaged(rel, "another page than expected at block", block);
 }
 

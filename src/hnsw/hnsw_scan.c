@@ -108,6 +108,11 @@ typedef struct HnswScan
 	EState	   *estate;
 } HnswScan;
 
+/* The scan of this session that began last, and what the last to end did. */
+static HnswScan *current_scan = NULL;
+static SwarmHnswCounters last_counters;
+static bool counted = false;
+
 static void start(IndexScanDesc desc);
 static void set_query(IndexScanDesc desc, HnswScan *scan);
 static bool more(IndexScanDesc desc);
@@ -127,6 +132,7 @@ static void begin_family(HnswScan *scan, const SwarmCandidate *c,
 static bool new_in_family(HnswScan *scan, const ItemPointerData *tid);
 static bool next_twin(HnswScan *scan, Relation rel, ItemPointer tid);
 static void unpin(void *arg);
+static void count_scan(HnswScan *scan);
 static void end_fetch(HnswScan *scan);
 
 /*
@@ -158,6 +164,47 @@ unpin(void *arg)
 	if (scan->index != NULL)
 		scan->index->pins--;
 	scan->index = NULL;
+	if (current_scan == scan)
+		current_scan = NULL;
+}
+
+/*
+ * count_scan: keep what a scan did before its memory goes.
+ */
+static void
+count_scan(HnswScan *scan)
+{
+	if (current_scan != scan)
+		return;
+	counted = swarm_hnsw_last_counters(&last_counters);
+	current_scan = NULL;
+}
+
+/*
+ * swarm_hnsw_last_counters: what the scan that began last in this session has
+ * done, or had done at its end; false when there was none.
+ */
+bool
+swarm_hnsw_last_counters(SwarmHnswCounters *counters)
+{
+	const SwarmHnswSearch *search;
+
+	if (current_scan == NULL)
+	{
+		*counters = last_counters;
+		return counted;
+	}
+	memset(counters, 0, sizeof(*counters));
+	search = current_scan->search;
+	if (search != NULL)
+	{
+		counters->hops = search->hops;
+		counters->pages = search->pages;
+		counters->scored = search->scored;
+		counters->refined = search->refined;
+		counters->fetched = search->fetched;
+	}
+	return true;
 }
 
 /*
@@ -174,8 +221,10 @@ swarm_hnsw_rescan(IndexScanDesc desc, ScanKey keys, int nkeys,
 	if (orderbys != NULL && desc->numberOfOrderBys > 0)
 		memmove(desc->orderByData, orderbys,
 				desc->numberOfOrderBys * sizeof(ScanKeyData));
+	count_scan(scan);
 	end_fetch(scan);
 	MemoryContextReset(scan->context);
+	scan->search = NULL;
 	scan->phase = PHASE_START;
 }
 
@@ -187,6 +236,7 @@ swarm_hnsw_end_scan(IndexScanDesc desc)
 {
 	HnswScan   *scan = desc->opaque;
 
+	count_scan(scan);
 	end_fetch(scan);
 	unpin(scan);
 	MemoryContextDelete(scan->context);
@@ -279,6 +329,7 @@ start(IndexScanDesc desc)
 	index = swarm_hnsw_open(rel);
 	index->pins++;
 	scan->index = index;
+	current_scan = scan;
 	memset(&scan->waiting, 0, sizeof(SwarmCandidates));
 	memset(&scan->ready, 0, sizeof(SwarmCandidates));
 	memset(&scan->odd, 0, sizeof(SwarmCandidates));

@@ -135,24 +135,16 @@ half_to_float(uint16 half)
 }
 
 /*
- * swarm_hnsw_coordinates: check a vector and rotate its coordinates into
- * `out`, of index->dims floats.
+ * swarm_hnsw_norm2: check the elements of a vector; the square of its length.
  *
- * Returns SWARM_VALUE_ZERO, and leaves `out` undefined, for a zero vector
- * under cosine.  Errors: 22000 other dimensions than the index, 22023 an
- * element that is not finite, 22003 a length that no float holds.
+ * Errors: 22023 an element that is not finite, 22003 a length that no float
+ * holds.
  */
-SwarmHnswValue
-swarm_hnsw_coordinates(const SwarmHnswIndex *index, const float *v, int dims,
-					   bool query, float *out)
+double
+swarm_hnsw_norm2(const SwarmHnswOpclass *opclass, const float *v, int dims)
 {
 	double		norm2 = 0;
 
-	if (dims != index->meta.dims)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_EXCEPTION),
-				 errmsg("vector has %d dimensions, the index has %u", dims,
-						index->meta.dims)));
 	for (int i = 0; i < dims; i++)
 		norm2 += (double) v[i] * v[i];
 	if (!isfinite(norm2))
@@ -160,6 +152,34 @@ swarm_hnsw_coordinates(const SwarmHnswIndex *index, const float *v, int dims,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("vector contains NaN or infinity"),
 				 errhint("An index of this method holds finite vectors only.")));
+	if (opclass->metric != SWARM_METRIC_COSINE && norm2 > FLT_MAX / 16)
+		ereport(ERROR,
+				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+				 errmsg("vector is too long for an index"),
+				 errdetail("The square of its length must fit into a real.")));
+	return norm2;
+}
+
+/*
+ * swarm_hnsw_coordinates: check a vector and rotate its coordinates into
+ * `out`, of index->dims floats.
+ *
+ * Returns SWARM_VALUE_ZERO, and leaves `out` undefined, for a zero vector
+ * under cosine.  Errors: 22000 other dimensions than the index, and those of
+ * swarm_hnsw_norm2.
+ */
+SwarmHnswValue
+swarm_hnsw_coordinates(const SwarmHnswIndex *index, const float *v, int dims,
+					   bool query, float *out)
+{
+	double		norm2;
+
+	if (dims != index->meta.dims)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_EXCEPTION),
+				 errmsg("vector has %d dimensions, the index has %u", dims,
+						index->meta.dims)));
+	norm2 = swarm_hnsw_norm2(&index->opclass, v, dims);
 
 	if (index->opclass.metric == SWARM_METRIC_COSINE)
 	{
@@ -173,11 +193,6 @@ swarm_hnsw_coordinates(const SwarmHnswIndex *index, const float *v, int dims,
 	}
 	else
 	{
-		if (norm2 > FLT_MAX / 16)
-			ereport(ERROR,
-					(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-					 errmsg("vector is too long for an index"),
-					 errdetail("The square of its length must fit into a real.")));
 		memcpy(out, v, dims * sizeof(float));
 		if (index->opclass.metric == SWARM_METRIC_IP)
 		{
