@@ -589,17 +589,22 @@ begin_transaction(void)
  * begin_as_owner: from here on the handler's world: its owner's rights, and
  * its time limit.  SET ROLE and RESET ROLE are refused inside, by the security
  * context or by lock_role().
+ *
+ * A cancellation that came since swarm_queue_running() is pending, and must
+ * stay so: it ends the handler at its first look for interrupts.
  */
 static void
 begin_as_owner(const SwarmJobRow *row, int sec_context)
 {
+	HOLD_INTERRUPTS();
+	SWARM_FAULT("job.begin");
+	RESUME_INTERRUPTS();
 	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(row->owner)))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("role with OID %u, owner of the job, does not exist", row->owner)));
 	SetUserIdAndSecContext(row->owner, sec_context);
 	timed_out = false;
-	QueryCancelPending = false;
 	if (row->timeout_us > 0)
 		enable_timeout_after(timeout_id,
 							 (int) Min(Max(row->timeout_us / 1000, 1), INT_MAX));

@@ -243,6 +243,19 @@ SELECT swarm.job_enqueue('sql', '{"sql": "DO $$ BEGIN PERFORM pg_sleep(3600); EX
 CALL job_run.cancel(:job);
 SELECT swarm.job_enqueue('sql', '{"sql": "DO $$ BEGIN PERFORM pg_sleep(3600); EXCEPTION WHEN query_canceled THEN RAISE ''other'' USING ERRCODE = ''40001''; END $$"}') AS job \gset
 CALL job_run.cancel(:job);
+-- when the handler is about to be called
+SELECT swarm._fault_arm('job.begin', 'wait');
+SELECT swarm.job_enqueue('sql', '{"sql": "SELECT pg_sleep(3600)"}') AS job \gset
+CALL job_run.until(format('EXISTS (SELECT FROM swarm.workers w JOIN pg_stat_activity a USING (pid) WHERE w.job = %s AND a.wait_event = ''Extension'')', :job));
+SELECT swarm.job_cancel(:job);
+SELECT swarm._fault_arm('job.begin', 'none');
+SELECT state, error FROM swarm.job_wait(:job, '60 s');
+SELECT swarm._fault_arm('job.begin', 'wait');
+SELECT swarm.job_enqueue('job_run_p_slow') AS job \gset
+CALL job_run.until(format('EXISTS (SELECT FROM swarm.workers w JOIN pg_stat_activity a USING (pid) WHERE w.job = %s AND a.wait_event = ''Extension'')', :job));
+SELECT swarm.job_cancel(:job);
+SELECT swarm._fault_arm('job.begin', 'none');
+SELECT state, error FROM swarm.job_wait(:job, '60 s');
 -- and in the midst of its end
 SELECT swarm._fault_arm('job.end', 'wait');
 SELECT swarm.job_enqueue('sql', '{"sql": "SELECT 1"}') AS job \gset
