@@ -99,6 +99,7 @@ static void on_timeout(void);
 static char *error_text(const ErrorData *edata);
 static void begin_transaction(void);
 static void clean_session(void);
+static void drop_leftovers(void);
 
 void
 swarm_job_run_init(void)
@@ -163,6 +164,8 @@ run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n,
 		}
 		for (int i = 0; i < n; i++)
 		{
+			if (i > 0 && IsTransactionState())
+				drop_leftovers();
 			MemoryContextSwitchTo(one);
 			run_one(slot, &claims[i], &out[i], n == 1);
 			MemoryContextReset(one);
@@ -671,29 +674,49 @@ on_timeout(void)
 }
 
 /*
- * clean_session: nothing that a job left in the session may meet the next
- * one, which may have another owner.
+ * clean_session: after a batch: nothing that a job left in the session may
+ * meet the next one, which may have another owner.  Outside of a transaction.
  */
 static void
 clean_session(void)
 {
 	MemoryContext turn = CurrentMemoryContext;
-	Oid			temp_namespace;
-	Oid			temp_toast_namespace;
 
 	ResetAllOptions();			/* set by a procedure, or a deferred trigger */
+	LockReleaseAll(USER_LOCKMETHOD, true);
+	drop_leftovers();
+	MemoryContextSwitchTo(turn);
+}
+
+/*
+ * drop_leftovers: between the jobs of a batch, in its transaction, and after
+ * the last one: objects of the session by whose names the next job could
+ * stumble.  Settings are reset already where a job ends; advisory locks
+ * protect what is not committed yet, and last until it is.  An error (of a
+ * temporary table with pending triggers, say) is one of the batch.
+ */
+static void
+drop_leftovers(void)
+{
+	Oid			temp_namespace;
+	Oid			temp_toast_namespace;
+	bool		inside = IsTransactionState();
+
 	PortalHashTableDeleteAll();
 	DropAllPreparedStatements();
-	LockReleaseAll(USER_LOCKMETHOD, true);
 	ResetSequenceCaches();
 	GetTempNamespaceState(&temp_namespace, &temp_toast_namespace);
-	if (OidIsValid(temp_namespace))
+	if (!OidIsValid(temp_namespace))
+		return;
+	if (!inside)
 	{
 		StartTransactionCommand();
 		PushActiveSnapshot(GetTransactionSnapshot());
-		ResetTempTableNamespace();
+	}
+	ResetTempTableNamespace();
+	if (!inside)
+	{
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 	}
-	MemoryContextSwitchTo(turn);
 }

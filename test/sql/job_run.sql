@@ -373,6 +373,21 @@ SELECT swarm.queue_resume('job_run_batch');
 CALL job_run.retry_until_ended((:'jobs'::bigint[])[1]);
 CALL job_run.retry_until_ended((:'jobs'::bigint[])[2]);
 SELECT swarm.queue_pause('job_run_batch');
+-- what one leaves in the session does not meet the next one, but for advisory
+-- locks: what they protect is not committed yet
+CREATE FUNCTION job_run.leave_again(job swarm.job) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM job_run.leave(job);
+    CREATE TEMP TABLE dropped ON COMMIT DROP AS SELECT 1 AS a;
+END $$;
+SELECT swarm.handler_register('job_run_leave_again', 'job_run.leave_again');
+SELECT array_agg(swarm.job_enqueue(k, :'me', 'job_run_batch', max_attempts => 1)) AS jobs
+FROM unnest('{job_run_leave_again,job_run_look,job_run_leave_again,job_run_look}'::text[]) k \gset
+SELECT swarm.queue_resume('job_run_batch');
+SELECT (swarm.job_wait(id, '60 s')).state FROM unnest(:'jobs'::bigint[]) id;
+SELECT jsonb_pretty(result), error FROM swarm.job_history WHERE id = ANY (:'jobs') ORDER BY id;
+SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711;
+SELECT swarm.queue_pause('job_run_batch');
 -- a cancel reaches the one that it means, and no other
 SELECT pg_advisory_lock(4712);
 SELECT swarm.job_enqueue('sql', '{"sql": "SELECT pg_advisory_xact_lock(4712)::text AS held"}', 'job_run_batch') AS first,
