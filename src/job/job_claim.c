@@ -267,6 +267,8 @@ swarm_queue_lease(SwarmShard *shard, int32 queue, int max, int64 lease_us,
 	SwarmQueue *q;
 	int			n = 0;
 
+	/* what is due now, a kind's rate for one, need not wait for the scheduler */
+	(void) swarm_queue_tick(shard);
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	q = swarm_queue_get(shard->database, queue, false);
 	while (n < max && q != NULL && !q->paused && claims_open(shard) &&
@@ -280,9 +282,8 @@ swarm_queue_lease(SwarmShard *shard, int32 queue, int max, int64 lease_us,
 		if (list == NULL)
 			break;
 		e = dlist_container(SwarmEntry, link, dlist_head_node(list));
-		if ((e->kind->max_running > 0 && e->kind->running >= e->kind->max_running) ||
-			!swarm_bucket_take(&e->kind->bucket, now))
-			break;
+		if (!kind_may_start(shard, e, now))
+			continue;			/* it was parked: others are behind it */
 		take_entry(shard, e, ENTRY_LEASED);
 		e->since = now;
 		e->token = tokens[n];

@@ -543,7 +543,7 @@ cancel_late(const SwarmClaim *claim)
 	PG_TRY();
 	{
 		SwarmJobEnd end = {.state = SWARM_JOB_CANCELLED, .error = "cancelled",
-		.attempts = claim->job.attempts};
+		.started = swarm_job_current_slot->started, .attempts = claim->job.attempts};
 		SwarmJobRow row;
 
 		begin_transaction();

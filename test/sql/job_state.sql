@@ -152,6 +152,7 @@ CALL job_state.new('e', 'sql', 'job_state_sql', '{"sql": "SELECT 1/0"}', max_att
 CALL job_state.at('e', 'failed');
 SELECT swarm.job_cancel(job_state.id('e'));
 CALL job_state.went('e', 'cancel', 'cancelled');
+SELECT state, attempts, error FROM swarm.jobs WHERE id = job_state.id('e');
 SELECT swarm.job_retry(job_state.id('e'));
 CALL job_state.went('e', 'retry', 'failed');
 DELETE FROM job_state.edge WHERE (from_state, event, to_state) = ('cancelled', 'retry', 'failed');
