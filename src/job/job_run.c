@@ -25,6 +25,7 @@
 #include "commands/defrem.h"
 #include "commands/prepare.h"
 #include "commands/sequence.h"
+#include "commands/trigger.h"
 #include "catalog/namespace.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
@@ -73,6 +74,7 @@ SwarmSlot  *swarm_job_current_slot = NULL;
 
 static TimeoutId timeout_id;
 static volatile sig_atomic_t timed_out = false;
+static TimestampTz deadline = 0;	/* of the job begun last; 0 = none */
 
 static bool run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n,
 					  XLogRecPtr *unflushed);
@@ -91,7 +93,7 @@ static void fail_alone(SwarmSlot *slot, SwarmClaim *claim, int sqlstate,
 					   const char *error, Outcome *out);
 static void return_for(SwarmClaim *claim, int64 wait_us, Outcome *out);
 static void begin_as_owner(const SwarmJobRow *row, int sec_context);
-static void commit_as(Oid owner);
+static void commit_as(Oid owner, bool limited);
 static void lock_role(bool locked);
 static void check_interrupted(SwarmSlot *slot);
 static void stop_clock(void);
@@ -180,7 +182,8 @@ run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n,
 				(void) set_config_option("synchronous_commit", "off",
 										 PGC_USERSET, PGC_S_SESSION,
 										 GUC_ACTION_LOCAL, true, 0, false);
-			commit_as(claims[0].job.owner);
+			commit_as(claims[0].job.owner, n == 1 &&
+					  out[0].kind == OUTCOME_ENDED && out[0].state == SWARM_JOB_COMPLETED);
 			if (group)
 				*unflushed = XactLastCommitEnd;
 		}
@@ -384,7 +387,7 @@ run_procedure(SwarmSlot *slot, SwarmClaim *claim, SwarmJobRow *row, Outcome *out
 		while (ActiveSnapshotSet())
 			PopActiveSnapshot();
 		PortalDrop(portal, false);
-		commit_as(row->owner);
+		commit_as(row->owner, true);
 	}
 	else
 	{
@@ -608,21 +611,36 @@ begin_as_owner(const SwarmJobRow *row, int sec_context)
 				 errmsg("role with OID %u, owner of the job, does not exist", row->owner)));
 	SetUserIdAndSecContext(row->owner, sec_context);
 	timed_out = false;
+	deadline = 0;
 	if (row->timeout_us > 0)
-		enable_timeout_after(timeout_id,
-							 (int) Min(Max(row->timeout_us / 1000, 1), INT_MAX));
+	{
+		int			ms = (int) Min(Max(row->timeout_us / 1000, 1), INT_MAX);
+
+		deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+		enable_timeout_at(timeout_id, deadline);
+	}
 }
 
 /*
  * commit_as: commit, with the rights of the owner of the jobs: deferred
- * triggers and the queries of WITH HOLD cursors run now.
+ * triggers and the queries of WITH HOLD cursors run now.  `limited`: of a
+ * single job, whose time limit holds for its deferred triggers; but not for
+ * the commit itself, which a standby may have to confirm.
  */
 static void
-commit_as(Oid owner)
+commit_as(Oid owner, bool limited)
 {
 	if (ActiveSnapshotSet())
 		PopActiveSnapshot();
 	SetUserIdAndSecContext(owner, SECURITY_LOCAL_USERID_CHANGE);
+	if (limited)
+	{
+		if (deadline != 0)
+			enable_timeout_at(timeout_id, deadline);
+		AfterTriggerFireDeferred();
+		check_interrupted(swarm_job_current_slot);
+		stop_clock();
+	}
 	CommitTransactionCommand();
 	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, 0);
 }

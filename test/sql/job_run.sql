@@ -214,6 +214,15 @@ SELECT swarm.handler_register('job_run_p_slow', 'job_run.p_slow');
 CALL job_run.run('job_run_p_slow', timeout => '0.05 s');
 SELECT what FROM job_run.log ORDER BY n;
 TRUNCATE job_run.log;
+-- what the commit has to do is part of it
+CREATE FUNCTION job_run.sleep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(3600); RETURN NULL; END $$;
+CREATE TABLE job_run.late (n int);
+CREATE CONSTRAINT TRIGGER late AFTER INSERT ON job_run.late DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION job_run.sleep();
+CALL job_run.run('sql', '{"sql": "INSERT INTO job_run.late VALUES (1)"}', timeout => '0.05 s');
+CREATE PROCEDURE job_run.p_late(job swarm.job) LANGUAGE sql AS 'INSERT INTO job_run.late VALUES (2)';
+SELECT swarm.handler_register('job_run_p_late', 'job_run.p_late');
+CALL job_run.run('job_run_p_late', timeout => '0.05 s');
+TABLE job_run.late;
 -- the limit does not meet the next job, and none is none
 CALL job_run.run('sql', '{"sql": "SELECT pg_sleep(0.1) IS NULL AS slept"}');
 CALL job_run.run('sql', '{"sql": "SELECT pg_sleep(0.1) IS NULL AS slept"}', timeout => NULL);
