@@ -1,20 +1,10 @@
 -- Workers outside the server: claim, heartbeat, complete, fail, and losing a lease.
 \set VERBOSITY sqlstate
 CREATE SCHEMA job_lease;
-CREATE PROCEDURE job_lease.until(condition text) LANGUAGE plpgsql AS $$
-DECLARE
-    ok boolean;
-BEGIN
-    FOR i IN 1 .. 6000 LOOP
-        EXECUTE 'SELECT ' || condition INTO ok;
-        IF ok THEN
-            RETURN;
-        END IF;
-        PERFORM pg_sleep(0.01);
-        COMMIT;
-    END LOOP;
-    RAISE 'never: %', condition;
-END $$;
+\getenv tests PG_ABS_SRCDIR
+\set until :tests '/sql/include/until.sql'
+\set schema job_lease
+\i :until
 SELECT swarm.queue_create('job_lease'), swarm.handler_register('job_lease', NULL);
 
 -- Arguments

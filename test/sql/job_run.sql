@@ -1,20 +1,10 @@
 -- How jobs run: handlers, results, errors, timeouts, cancellation, batches.
 \set VERBOSITY terse
 CREATE SCHEMA job_run;
-CREATE PROCEDURE job_run.until(condition text) LANGUAGE plpgsql AS $$
-DECLARE
-    ok boolean;
-BEGIN
-    FOR i IN 1 .. 6000 LOOP
-        EXECUTE 'SELECT ' || condition INTO ok;
-        IF ok THEN
-            RETURN;
-        END IF;
-        PERFORM pg_sleep(0.01);
-        COMMIT;
-    END LOOP;
-    RAISE 'never: %', condition;
-END $$;
+\getenv tests PG_ABS_SRCDIR
+\set until :tests '/sql/include/until.sql'
+\set schema job_run
+\i :until
 -- enqueue, commit, wait, tell
 CREATE PROCEDURE job_run.run(kind text, args jsonb = '{}', max_attempts int = 1,
     timeout interval = '5 min', queue text = 'default') LANGUAGE plpgsql AS $$
