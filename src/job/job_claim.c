@@ -17,6 +17,8 @@
  */
 #include "postgres.h"
 
+#include <signal.h>
+
 #include "access/xlog.h"
 #include "miscadmin.h"
 #include "utils/timestamp.h"
@@ -361,6 +363,9 @@ void
 swarm_queue_running(SwarmSlot *slot, const SwarmClaim *claim)
 {
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	if (slot->cancel)
+		(void) kill(MyProcPid, 0);	/* whose signal may still be on its way: a
+									 * system call lets it in */
 	QueryCancelPending = false; /* was meant for another job */
 	slot->cancel = false;
 	slot->fraction = 0;
