@@ -130,6 +130,8 @@ swarm_job_run(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int n)
 			return_for(&claims[i], 0, &out[i]);
 		}
 	}
+	/* before anybody hears that the jobs have ended: he may want the same */
+	LockReleaseAll(USER_LOCKMETHOD, true);
 	for (int i = 0; i < n; i++)
 		settle(shard, &claims[i], &out[i], unflushed);
 	swarm_job_current_slot = NULL;
@@ -701,7 +703,6 @@ clean_session(void)
 	MemoryContext turn = CurrentMemoryContext;
 
 	ResetAllOptions();			/* set by a procedure, or a deferred trigger */
-	LockReleaseAll(USER_LOCKMETHOD, true);
 	drop_leftovers();
 	MemoryContextSwitchTo(turn);
 }
