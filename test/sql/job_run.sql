@@ -201,7 +201,7 @@ BEGIN
     PERFORM pg_sleep(3600);
 END $$;
 SELECT swarm.handler_register('job_run_p_slow', 'job_run.p_slow');
-CALL job_run.run('job_run_p_slow', timeout => '0.05 s');
+CALL job_run.run('job_run_p_slow', timeout => '1 s');
 SELECT what FROM job_run.log ORDER BY n;
 TRUNCATE job_run.log;
 -- what the commit has to do is part of it
@@ -234,6 +234,7 @@ CALL job_run.cancel(:job);
 SELECT swarm.job_enqueue('sql', '{"sql": "SELECT pg_sleep(3600)"}') AS job \gset
 CALL job_run.cancel(:job, 'not needed any more');
 SELECT swarm.job_enqueue('job_run_p_slow') AS job \gset
+CALL job_run.until('EXISTS (SELECT FROM job_run.log WHERE what = ''p_slow'')');
 CALL job_run.cancel(:job);
 -- whatever the handler makes of it
 SELECT swarm.job_enqueue('sql', '{"sql": "DO $$ BEGIN PERFORM pg_sleep(3600); EXCEPTION WHEN query_canceled THEN NULL; END $$"}') AS job \gset
