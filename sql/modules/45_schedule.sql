@@ -50,7 +50,8 @@ END $$;
 
 -- swarm.schedule_create(name, cron, kind, args, ...): enqueue such a job
 -- whenever the cron expression is due; replaces a schedule of that name.
--- Errors: 55000 without pg_cron, 42501 if another role owns the name, 42704
+-- Errors: 55000 without pg_cron, 42501 if another role owns the name, 22023 for
+-- a timeout or max_attempts that no job may have, 42704
 -- for an unknown kind or queue. Writes _schedule and pg_cron's table.
 CREATE FUNCTION swarm.schedule_create(name text, cron text, kind text, args jsonb = '{}',
     queue text = 'default', priority swarm.priority = 'medium', max_attempts int = 5,
@@ -66,6 +67,10 @@ BEGIN
        OR priority IS NULL OR max_attempts IS NULL OR tags IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
             MESSAGE = 'only the timeout of a schedule may be null';
+    END IF;
+    IF timeout <= '0' OR timeout > '24 days' OR max_attempts NOT BETWEEN 1 AND 10000 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'timeout must be between 0 and 24 days, and max_attempts between 1 and 10000';
     END IF;
     PERFORM swarm._require_cron(command);
     IF kind <> 'sql' AND NOT EXISTS (SELECT FROM swarm._handler h WHERE h.kind = schedule_create.kind) THEN

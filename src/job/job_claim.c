@@ -17,6 +17,8 @@
  */
 #include "postgres.h"
 
+#include <signal.h>
+
 #include "access/xlog.h"
 #include "miscadmin.h"
 #include "utils/timestamp.h"
@@ -30,7 +32,8 @@
 
 static bool claims_open(const SwarmShard *shard);
 static SwarmQueue *next_queue(SwarmShard *shard, bool critical_only);
-static SwarmEntry *best_ready(SwarmQueue *q, bool critical_only);
+static SwarmEntry *best_ready(SwarmShard *shard, SwarmQueue *q, bool critical_only);
+static bool others_turn(SwarmShard *shard, SwarmQueue *q);
 static dlist_head *best_list(dlist_head *lists, bool critical_only, bool critical_first);
 static bool kind_may_start(SwarmShard *shard, SwarmEntry *e, TimestampTz now);
 static bool queue_may_start(SwarmShard *shard, SwarmQueue *q, TimestampTz now);
@@ -61,7 +64,7 @@ swarm_queue_claim(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int ma
 		SwarmEntry *e;
 
 		while (n < most && queue_may_start(shard, q, now) &&
-			   (e = best_ready(q, slot->critical_only)) != NULL)
+			   (e = best_ready(shard, q, slot->critical_only)) != NULL)
 		{
 			if (n > 0 && ((e->job.flags & ALONE) || e->job.owner != claims[0].job.owner))
 				break;
@@ -94,6 +97,8 @@ swarm_queue_claim(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int ma
 			dlist_push_head(&shard->idle, &slot->idle_node);
 			slot->idle_listed = true;
 		}
+		else if (!dlist_is_empty(&shard->ring))
+			swarm_shard_wake_runner(shard); /* what it has left to others */
 	}
 	else
 	{
@@ -126,7 +131,9 @@ next_queue(SwarmShard *shard, bool critical_only)
 	{
 		SwarmQueue *q = dlist_container(SwarmQueue, ring_node, iter.cur);
 
-		if (!critical_only || !dlist_is_empty(&q->ready[SWARM_PRIORITY_CRITICAL]))
+		if (!critical_only)
+			return q;
+		if (!dlist_is_empty(&q->ready[SWARM_PRIORITY_CRITICAL]) && !others_turn(shard, q))
 			return q;
 	}
 	return NULL;
@@ -136,14 +143,39 @@ next_queue(SwarmShard *shard, bool critical_only)
  * best_ready: which of a queue's jobs is next; NULL if none may be taken.
  */
 static SwarmEntry *
-best_ready(SwarmQueue *q, bool critical_only)
+best_ready(SwarmShard *shard, SwarmQueue *q, bool critical_only)
 {
 	dlist_head *list = best_list(q->ready, critical_only,
 								 q->critical_run < CRITICAL_IN_A_ROW);
 
-	if (list == NULL)
+	if (list == NULL || (critical_only && others_turn(shard, q)))
 		return NULL;
 	return dlist_container(SwarmEntry, link, dlist_head_node(list));
+}
+
+/*
+ * others_turn: for the extra runner, which takes critical jobs only: is it a
+ * turn of the others, which a free runner is there to take?  In a queue with
+ * a limit the extra runner would keep them out for as long as there are
+ * critical jobs.  Where all runners are busy it goes on: nobody else could.
+ */
+static bool
+others_turn(SwarmShard *shard, SwarmQueue *q)
+{
+	if (q->critical_run < CRITICAL_IN_A_ROW)
+		return false;
+	if (dlist_is_empty(&q->ready[0]) && dlist_is_empty(&q->ready[1]) &&
+		dlist_is_empty(&q->ready[2]))
+		return false;
+	for (int i = 0; i < swarm_max_slots; i++)
+	{
+		const SwarmSlot *slot = swarm_slot_at(i);
+
+		if (slot->state == SWARM_SLOT_IDLE && slot->database == shard->database &&
+			!slot->critical_only)
+			return true;
+	}
+	return false;
 }
 
 /*
@@ -267,6 +299,8 @@ swarm_queue_lease(SwarmShard *shard, int32 queue, int max, int64 lease_us,
 	SwarmQueue *q;
 	int			n = 0;
 
+	/* what is due now, a kind's rate for one, need not wait for the scheduler */
+	(void) swarm_queue_tick(shard);
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	q = swarm_queue_get(shard->database, queue, false);
 	while (n < max && q != NULL && !q->paused && claims_open(shard) &&
@@ -280,9 +314,8 @@ swarm_queue_lease(SwarmShard *shard, int32 queue, int max, int64 lease_us,
 		if (list == NULL)
 			break;
 		e = dlist_container(SwarmEntry, link, dlist_head_node(list));
-		if ((e->kind->max_running > 0 && e->kind->running >= e->kind->max_running) ||
-			!swarm_bucket_take(&e->kind->bucket, now))
-			break;
+		if (!kind_may_start(shard, e, now))
+			continue;			/* it was parked: others are behind it */
 		take_entry(shard, e, ENTRY_LEASED);
 		e->since = now;
 		e->token = tokens[n];
@@ -330,6 +363,9 @@ void
 swarm_queue_running(SwarmSlot *slot, const SwarmClaim *claim)
 {
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	if (slot->cancel)
+		(void) kill(MyProcPid, 0);	/* whose signal may still be on its way: a
+									 * system call lets it in */
 	QueryCancelPending = false; /* was meant for another job */
 	slot->cancel = false;
 	slot->fraction = 0;

@@ -33,6 +33,7 @@
 #define PUSH_LIMIT		10000	/* jobs a transaction tells one by one */
 #define MAX_ATTEMPTS	10000
 #define KEY_TRIES		100
+#define TIMEOUT_MAX_DAYS	24
 
 /* What a caller wants enqueued. */
 typedef struct EnqueueSpec
@@ -59,6 +60,8 @@ static bool add_dependencies(int64 child, ArrayType *parents);
 static void ring_push(void *item);
 static void undo_push(void *item);
 static void ring_scan(void *item);
+static int64 timeout_us(Interval *timeout);
+static bool job_id_from_json(const JsonbValue *value, int64 *id);
 static int	priority_number(const char *label);
 
 /* ------------------------------------------------------------------------
@@ -92,7 +95,7 @@ swarm_job_enqueue(PG_FUNCTION_ARGS)
 													DirectFunctionCall1(enum_out, PG_GETARG_DATUM(3))));
 	spec.run_at = PG_GETARG_TIMESTAMPTZ(4);
 	spec.max_attempts = PG_GETARG_INT32(5);
-	spec.timeout_us = PG_ARGISNULL(6) ? 0 : swarm_positive_interval_us(PG_GETARG_INTERVAL_P(6), "timeout");
+	spec.timeout_us = PG_ARGISNULL(6) ? 0 : timeout_us(PG_GETARG_INTERVAL_P(6));
 	if (!PG_ARGISNULL(7))
 		spec.unique_key = text_to_cstring(PG_GETARG_TEXT_PP(7));
 	if (!PG_ARGISNULL(8))
@@ -216,13 +219,13 @@ spec_json_field(EnqueueSpec *spec, const char *key, JsonbValue *value, int index
 
 		for (int i = 0; i < n; i++)
 		{
-			JsonbValue *e = getIthJsonbValueFromContainer(value->val.binary.data, i);
+			int64		id;
 
-			if (e->type != jbvNumeric)
+			if (!job_id_from_json(getIthJsonbValueFromContainer(value->val.binary.data, i), &id))
 				ereport(ERROR,
 						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						 errmsg("\"depends_on\" of element %d of the jobs must hold job ids", index)));
-			ids[i] = DirectFunctionCall1(numeric_int8, NumericGetDatum(e->val.numeric));
+			ids[i] = Int64GetDatum(id);
 		}
 		spec->depends_on = construct_array(ids, n, INT8OID, 8, FLOAT8PASSBYVAL, 'd');
 	}
@@ -249,9 +252,9 @@ spec_json_field(EnqueueSpec *spec, const char *key, JsonbValue *value, int index
 										   DirectFunctionCall3(timestamptz_in, CStringGetDatum(text),
 															   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
 	else if (strcmp(key, "timeout") == 0)
-		spec->timeout_us = swarm_positive_interval_us(DatumGetIntervalP(
-																		DirectFunctionCall3(interval_in, CStringGetDatum(text),
-																							ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1))), "timeout");
+		spec->timeout_us = timeout_us(DatumGetIntervalP(
+														DirectFunctionCall3(interval_in, CStringGetDatum(text),
+																			ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1))));
 	else
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -518,6 +521,37 @@ swarm_positive_interval_us(Interval *interval, const char *what)
 				 errmsg("%s must be greater than zero", what),
 				 errhint("A job without a time limit has timeout NULL.")));
 	return us;
+}
+
+/*
+ * timeout_us: a job's time limit.  What runs into it is a timer of the server,
+ * which counts milliseconds in an int.
+ */
+static int64
+timeout_us(Interval *timeout)
+{
+	int64		us = swarm_positive_interval_us(timeout, "timeout");
+
+	if (us > TIMEOUT_MAX_DAYS * USECS_PER_DAY)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("timeout must not be longer than %d days", TIMEOUT_MAX_DAYS),
+				 errhint("A job without a time limit has timeout NULL.")));
+	return us;
+}
+
+/* job_id_from_json: false if it is not a whole number. */
+static bool
+job_id_from_json(const JsonbValue *value, int64 *id)
+{
+	Datum		number;
+
+	if (value->type != jbvNumeric)
+		return false;
+	number = NumericGetDatum(value->val.numeric);
+	*id = DatumGetInt64(DirectFunctionCall1(numeric_int8, number));
+	return DatumGetBool(DirectFunctionCall2(numeric_eq, number,
+											DirectFunctionCall1(int8_numeric, Int64GetDatum(*id))));
 }
 
 static int

@@ -117,7 +117,8 @@ scheduler_makes_partition(int64 day)
 
 /*
  * swarm_job_history_drop_old: does not wait long for a reader; the next call
- * will find the partition again.
+ * will find the partition again.  One stays in which a child's parent ended:
+ * how, is still needed.
  */
 void
 swarm_job_history_drop_old(void)
@@ -146,9 +147,13 @@ swarm_job_history_drop_old(void)
 	table = SPI_tuptable;
 	for (uint64 i = 0; i < n; i++)
 	{
+		char	   *name;
+
 		SPI_tuptable = table;
-		swarm_spi_execute(psprintf("DROP TABLE swarm.%s", swarm_spi_text(i, 1)),
-						  0, NULL, NULL, NULL);
+		name = swarm_spi_text(i, 1);
+		if (swarm_spi_query(psprintf("SELECT FROM swarm._job_dep d JOIN swarm.%s h ON h.id = d.parent LIMIT 1", name),
+							0, NULL, NULL, NULL) == 0)
+			swarm_spi_execute(psprintf("DROP TABLE swarm.%s", name), 0, NULL, NULL, NULL);
 	}
 	swarm_spi_end(&spi);
 }

@@ -126,6 +126,8 @@ swarm_queue_tick(SwarmShard *shard)
 	{
 		shard->disk_due = DT_NOEND;
 		shard->scan_from = 0;
+		if (shard->scheduler_pid != MyProcPid)
+			swarm_shard_wake_scheduler(shard);
 	}
 	next = Min(next, shard->disk_due);
 	LWLockRelease(swarm_job_lock);

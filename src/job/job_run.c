@@ -25,6 +25,7 @@
 #include "commands/defrem.h"
 #include "commands/prepare.h"
 #include "commands/sequence.h"
+#include "commands/trigger.h"
 #include "catalog/namespace.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
@@ -73,6 +74,7 @@ SwarmSlot  *swarm_job_current_slot = NULL;
 
 static TimeoutId timeout_id;
 static volatile sig_atomic_t timed_out = false;
+static TimestampTz deadline = 0;	/* of the job begun last; 0 = none */
 
 static bool run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n,
 					  XLogRecPtr *unflushed);
@@ -91,7 +93,7 @@ static void fail_alone(SwarmSlot *slot, SwarmClaim *claim, int sqlstate,
 					   const char *error, Outcome *out);
 static void return_for(SwarmClaim *claim, int64 wait_us, Outcome *out);
 static void begin_as_owner(const SwarmJobRow *row, int sec_context);
-static void commit_as(Oid owner);
+static void commit_as(Oid owner, bool limited);
 static void lock_role(bool locked);
 static void check_interrupted(SwarmSlot *slot);
 static void stop_clock(void);
@@ -99,6 +101,7 @@ static void on_timeout(void);
 static char *error_text(const ErrorData *edata);
 static void begin_transaction(void);
 static void clean_session(void);
+static void drop_leftovers(void);
 
 void
 swarm_job_run_init(void)
@@ -127,6 +130,8 @@ swarm_job_run(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int n)
 			return_for(&claims[i], 0, &out[i]);
 		}
 	}
+	/* before anybody hears that the jobs have ended: he may want the same */
+	LockReleaseAll(USER_LOCKMETHOD, true);
 	for (int i = 0; i < n; i++)
 		settle(shard, &claims[i], &out[i], unflushed);
 	swarm_job_current_slot = NULL;
@@ -163,6 +168,8 @@ run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n,
 		}
 		for (int i = 0; i < n; i++)
 		{
+			if (i > 0 && IsTransactionState())
+				drop_leftovers();
 			MemoryContextSwitchTo(one);
 			run_one(slot, &claims[i], &out[i], n == 1);
 			MemoryContextReset(one);
@@ -177,7 +184,8 @@ run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n,
 				(void) set_config_option("synchronous_commit", "off",
 										 PGC_USERSET, PGC_S_SESSION,
 										 GUC_ACTION_LOCAL, true, 0, false);
-			commit_as(claims[0].job.owner);
+			commit_as(claims[0].job.owner, n == 1 &&
+					  out[0].kind == OUTCOME_ENDED && out[0].state == SWARM_JOB_COMPLETED);
 			if (group)
 				*unflushed = XactLastCommitEnd;
 		}
@@ -381,7 +389,7 @@ run_procedure(SwarmSlot *slot, SwarmClaim *claim, SwarmJobRow *row, Outcome *out
 		while (ActiveSnapshotSet())
 			PopActiveSnapshot();
 		PortalDrop(portal, false);
-		commit_as(row->owner);
+		commit_as(row->owner, true);
 	}
 	else
 	{
@@ -540,7 +548,7 @@ cancel_late(const SwarmClaim *claim)
 	PG_TRY();
 	{
 		SwarmJobEnd end = {.state = SWARM_JOB_CANCELLED, .error = "cancelled",
-		.attempts = claim->job.attempts};
+		.started = swarm_job_current_slot->started, .attempts = claim->job.attempts};
 		SwarmJobRow row;
 
 		begin_transaction();
@@ -589,32 +597,52 @@ begin_transaction(void)
  * begin_as_owner: from here on the handler's world: its owner's rights, and
  * its time limit.  SET ROLE and RESET ROLE are refused inside, by the security
  * context or by lock_role().
+ *
+ * A cancellation that came since swarm_queue_running() is pending, and must
+ * stay so: it ends the handler at its first look for interrupts.
  */
 static void
 begin_as_owner(const SwarmJobRow *row, int sec_context)
 {
+	HOLD_INTERRUPTS();
+	SWARM_FAULT("job.begin");
+	RESUME_INTERRUPTS();
 	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(row->owner)))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("role with OID %u, owner of the job, does not exist", row->owner)));
 	SetUserIdAndSecContext(row->owner, sec_context);
 	timed_out = false;
-	QueryCancelPending = false;
+	deadline = 0;
 	if (row->timeout_us > 0)
-		enable_timeout_after(timeout_id,
-							 (int) Min(Max(row->timeout_us / 1000, 1), INT_MAX));
+	{
+		int			ms = (int) Min(Max(row->timeout_us / 1000, 1), INT_MAX);
+
+		deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+		enable_timeout_at(timeout_id, deadline);
+	}
 }
 
 /*
  * commit_as: commit, with the rights of the owner of the jobs: deferred
- * triggers and the queries of WITH HOLD cursors run now.
+ * triggers and the queries of WITH HOLD cursors run now.  `limited`: of a
+ * single job, whose time limit holds for its deferred triggers; but not for
+ * the commit itself, which a standby may have to confirm.
  */
 static void
-commit_as(Oid owner)
+commit_as(Oid owner, bool limited)
 {
 	if (ActiveSnapshotSet())
 		PopActiveSnapshot();
 	SetUserIdAndSecContext(owner, SECURITY_LOCAL_USERID_CHANGE);
+	if (limited)
+	{
+		if (deadline != 0)
+			enable_timeout_at(timeout_id, deadline);
+		AfterTriggerFireDeferred();
+		check_interrupted(swarm_job_current_slot);
+		stop_clock();
+	}
 	CommitTransactionCommand();
 	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, 0);
 }
@@ -666,29 +694,48 @@ on_timeout(void)
 }
 
 /*
- * clean_session: nothing that a job left in the session may meet the next
- * one, which may have another owner.
+ * clean_session: after a batch: nothing that a job left in the session may
+ * meet the next one, which may have another owner.  Outside of a transaction.
  */
 static void
 clean_session(void)
 {
 	MemoryContext turn = CurrentMemoryContext;
-	Oid			temp_namespace;
-	Oid			temp_toast_namespace;
 
 	ResetAllOptions();			/* set by a procedure, or a deferred trigger */
+	drop_leftovers();
+	MemoryContextSwitchTo(turn);
+}
+
+/*
+ * drop_leftovers: between the jobs of a batch, in its transaction, and after
+ * the last one: objects of the session by whose names the next job could
+ * stumble.  Settings are reset already where a job ends; advisory locks
+ * protect what is not committed yet, and last until it is.  An error (of a
+ * temporary table with pending triggers, say) is one of the batch.
+ */
+static void
+drop_leftovers(void)
+{
+	Oid			temp_namespace;
+	Oid			temp_toast_namespace;
+	bool		inside = IsTransactionState();
+
 	PortalHashTableDeleteAll();
 	DropAllPreparedStatements();
-	LockReleaseAll(USER_LOCKMETHOD, true);
 	ResetSequenceCaches();
 	GetTempNamespaceState(&temp_namespace, &temp_toast_namespace);
-	if (OidIsValid(temp_namespace))
+	if (!OidIsValid(temp_namespace))
+		return;
+	if (!inside)
 	{
 		StartTransactionCommand();
 		PushActiveSnapshot(GetTransactionSnapshot());
-		ResetTempTableNamespace();
+	}
+	ResetTempTableNamespace();
+	if (!inside)
+	{
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 	}
-	MemoryContextSwitchTo(turn);
 }

@@ -31,6 +31,7 @@
 static Datum status_datum(FunctionCallInfo fcinfo, int64 id);
 static void check_visible(int64 id);
 static bool cancel_claimed(int64 id, const char *reason);
+static void attempts_so_far(int64 id, SwarmJobEnd *end);
 static void ring_due_now(void *item);
 static void retry_finished(int64 id);
 static void ring_recheck(void *item);
@@ -186,6 +187,7 @@ swarm_job_cancel(PG_FUNCTION_ARGS)
 		PG_RETURN_BOOL(true);
 
 	end.error = reason ? reason : "cancelled";
+	attempts_so_far(id, &end);
 	if (!swarm_job_end(&row, &end, SWARM_READY_TOUCHED))
 		PG_RETURN_BOOL(false);
 	swarm_job_ring_ended(id, SWARM_JOB_CANCELLED);
@@ -217,6 +219,37 @@ cancel_claimed(int64 id, const char *reason)
 	}
 	LWLockRelease(swarm_job_lock);
 	return running;
+}
+
+/*
+ * attempts_so_far: what the history is to say of a job that ends without a
+ * runner: its failed attempts, and the one that an outside worker is at.
+ */
+static void
+attempts_so_far(int64 id, SwarmJobEnd *end)
+{
+	SwarmSpi	spi;
+	Oid			types[] = {INT8OID};
+	Datum		values[] = {Int64GetDatum(id)};
+
+	swarm_spi_begin(&spi);
+	if (swarm_spi_query("SELECT attempts FROM swarm._job_attempt WHERE id = $1",
+						1, types, values, NULL) > 0)
+		end->attempts = swarm_spi_int32(0, 1);
+	swarm_spi_end(&spi);
+	if (swarm_job_shared != NULL)
+	{
+		SwarmEntry *e;
+
+		LWLockAcquire(swarm_job_lock, LW_SHARED);
+		e = swarm_entry_find(MyDatabaseId, id);
+		if (e != NULL && e->state == ENTRY_LEASED)
+		{
+			end->attempts = e->job.attempts + 1;
+			end->started = e->since;
+		}
+		LWLockRelease(swarm_job_lock);
+	}
 }
 
 /*

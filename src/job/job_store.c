@@ -493,36 +493,15 @@ names_generation(void)
 		pg_atomic_read_u64(&swarm_job_shared->names_generation);
 }
 
-int32
-swarm_job_find_queue(const char *name)
+/*
+ * find_by_name: id of the queue or kind of that name, 0 if there is none;
+ * *external: it is a kind without handler.
+ */
+static int32
+find_by_name(const char *name, RememberedId *remembered, const char *table,
+			 const char *index, bool *external)
 {
-	RememberedId *known;
-	uint64		generation = names_generation();
-	Relation	rel;
-	HeapTuple	tuple;
-	bool		isnull;
-	int32		id = 0;
-
-	if (strcmp(name, "default") == 0)
-		return SWARM_QUEUE_DEFAULT;
-	if ((known = recall_id(remembered_queues, name)) != NULL)
-		return known->id;
-	rel = table_open(swarm_job_relation("_queue"), AccessShareLock);
-	tuple = fetch_by_key(rel, "_queue_name_key", 2, F_TEXTEQ, CStringGetTextDatum(name));
-	if (tuple != NULL)
-	{
-		id = DatumGetInt32(heap_getattr(tuple, 1, RelationGetDescr(rel), &isnull));
-		remember_id(remembered_queues, generation, name, id, false);
-		heap_freetuple(tuple);
-	}
-	table_close(rel, NoLock);
-	return id;
-}
-
-int32
-swarm_job_find_kind(const char *name, bool *external)
-{
-	RememberedId *known;
+	RememberedId *known = recall_id(remembered, name);
 	uint64		generation = names_generation();
 	Relation	rel;
 	HeapTuple	tuple;
@@ -530,22 +509,40 @@ swarm_job_find_kind(const char *name, bool *external)
 	int32		id = 0;
 
 	*external = false;
-	if (strcmp(name, "sql") == 0)
-		return SWARM_KIND_SQL;
-	if ((known = recall_id(remembered_kinds, name)) != NULL)
+	if (known != NULL)
 	{
 		*external = known->external;
 		return known->id;
 	}
-	rel = table_open(swarm_job_relation("_handler"), AccessShareLock);
-	tuple = fetch_by_key(rel, "_handler_kind_key", 2, F_TEXTEQ, CStringGetTextDatum(name));
+	rel = table_open(swarm_job_relation(table), AccessShareLock);
+	tuple = fetch_by_key(rel, index, 2, F_TEXTEQ, CStringGetTextDatum(name));
 	if (tuple != NULL)
 	{
 		id = DatumGetInt32(heap_getattr(tuple, 1, RelationGetDescr(rel), &isnull));
-		(void) heap_getattr(tuple, 4, RelationGetDescr(rel), external);
-		remember_id(remembered_kinds, generation, name, id, *external);
+		if (remembered == remembered_kinds)
+			(void) heap_getattr(tuple, 4, RelationGetDescr(rel), external);
+		remember_id(remembered, generation, name, id, *external);
 		heap_freetuple(tuple);
 	}
 	table_close(rel, NoLock);
 	return id;
+}
+
+int32
+swarm_job_find_queue(const char *name)
+{
+	bool		external;
+
+	if (strcmp(name, "default") == 0)
+		return SWARM_QUEUE_DEFAULT;
+	return find_by_name(name, remembered_queues, "_queue", "_queue_name_key", &external);
+}
+
+int32
+swarm_job_find_kind(const char *name, bool *external)
+{
+	*external = false;
+	if (strcmp(name, "sql") == 0)
+		return SWARM_KIND_SQL;
+	return find_by_name(name, remembered_kinds, "_handler", "_handler_kind_key", external);
 }

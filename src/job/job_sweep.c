@@ -306,7 +306,7 @@ swarm_job_resolve_dependencies(SwarmShard *shard)
 	values[1] = BoolGetDatum(all);
 	mark_parents(shard, values[0], all);
 	rows = swarm_spi_query(
-						   "SELECT d.child, d.parent, coalesce(h.state, 4)::int4, coalesce(q.dependency_failure, 'cancel') "
+						   "SELECT d.child, d.parent, coalesce(h.state, 6)::int4, coalesce(q.dependency_failure, 'cancel') "
 						   "FROM swarm._job_dep d JOIN swarm._job c ON c.id = d.child "
 						   "LEFT JOIN swarm._queue q ON q.id = c.queue "
 						   "LEFT JOIN LATERAL (SELECT state FROM swarm._job_history WHERE id = d.parent "
@@ -361,7 +361,8 @@ mark_parents(SwarmShard *shard, Datum ids, bool all)
 }
 
 /*
- * settle_dependency: a parent of this child has ended.
+ * settle_dependency: a parent of this child has ended.  One that has left no
+ * trace counts as dead: nothing says that it has completed.
  */
 static void
 settle_dependency(int64 child, int64 parent, int parent_state, char policy)

@@ -33,6 +33,7 @@
 #include "worker/worker_int.h"
 
 #define RETRY_MS			1000
+#define REFILL_MS			1000
 #define STARTING_MAX_MS		10000
 #define WARN_EVERY_MS		60000
 #define LONGEST_SLEEP_MS	(3600L * 1000)
@@ -45,6 +46,7 @@ static BackgroundWorkerHandle **handles;	/* of runners, by slot */
 static SwarmSlot *own_slot = NULL;	/* while the scheduler runs jobs itself */
 static TimestampTz next_history = 0;
 static bool step_failed = false;
+static bool refill = false;		/* runners are missing; try soon */
 
 static bool attach(const SwarmWorkerArg *arg);
 static void scheduler_exit(int code, Datum arg);
@@ -211,14 +213,6 @@ first_turn(void)
 	swarm_shard_wake_all(shard);
 	LWLockRelease(swarm_job_lock);
 
-	for (int i = 0; i < swarm_min_runners; i++)
-	{
-		LWLockAcquire(swarm_job_lock, LW_SHARED);
-		open = shard->runners < swarm_min_runners;
-		LWLockRelease(swarm_job_lock);
-		if (open && !start_runner(false))
-			break;
-	}
 }
 
 /*
@@ -236,6 +230,7 @@ turn(void)
 				events,
 				history,
 				more = false;
+	long		wait_ms;
 
 	step_failed = false;
 	more = swarm_queue_flush(shard);
@@ -284,7 +279,8 @@ turn(void)
 		return 0;
 	if (next_history > swarm_now())
 		next = Min(next, next_history);
-	return TIMESTAMP_IS_NOEND(next) ? LONGEST_SLEEP_MS : Max(swarm_clock_wait_ms(next), 1);
+	wait_ms = TIMESTAMP_IS_NOEND(next) ? LONGEST_SLEEP_MS : Max(swarm_clock_wait_ms(next), 1);
+	return refill ? Min(wait_ms, REFILL_MS) : wait_ms;
 }
 
 static bool
@@ -427,11 +423,19 @@ start_runners(void)
 		(void) start_runner(true);
 }
 
+/*
+ * runners_wanted: how many to start now.  Of those below the minimum, which
+ * may be missing because they cannot live, a set a second; where there is no
+ * place for them, none until something else is to be done.
+ */
 static int
 runners_wanted(void)
 {
 	static int	allowed = 0;	/* the maximum at the last call */
+	static TimestampTz refilled = 0;
+	TimestampTz now = GetCurrentTimestamp();
 	int			n = 0;
+	int			missing;
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	if ((shard->want_runner || swarm_max_runners > allowed) &&
@@ -439,6 +443,18 @@ runners_wanted(void)
 		n = Min(swarm_max_runners - shard->runners, shard->queued);
 	shard->want_runner = false;
 	allowed = swarm_max_runners;
+	missing = Min(swarm_min_runners, swarm_max_runners) - shard->runners;
+	refill = false;
+	if (missing > Max(n, 0))
+	{
+		if (TimestampDifferenceExceeds(refilled, now, REFILL_MS))
+		{
+			n = missing;
+			refilled = now;
+		}
+		else
+			refill = !shard->slots_exhausted;
+	}
 	LWLockRelease(swarm_job_lock);
 	return Max(n, 0);
 }

@@ -18,20 +18,10 @@ CREATE PROCEDURE job_deps.held(name text, queue text = 'job_deps', VARIADIC pare
 BEGIN
     INSERT INTO job_deps.job VALUES (name, swarm.job_enqueue('job_deps', '{}', queue, max_attempts => 2, depends_on => job_deps.id(VARIADIC parents)));
 END $$;
-CREATE PROCEDURE job_deps.until(condition text) LANGUAGE plpgsql AS $$
-DECLARE
-    ok boolean;
-BEGIN
-    FOR i IN 1 .. 6000 LOOP
-        EXECUTE 'SELECT ' || condition INTO ok;
-        IF ok THEN
-            RETURN;
-        END IF;
-        PERFORM pg_sleep(0.01);
-        COMMIT;
-    END LOOP;
-    RAISE 'never: %', condition;
-END $$;
+\getenv tests PG_ABS_SRCDIR
+\set until :tests '/sql/include/until.sql'
+\set schema job_deps
+\i :until
 CREATE FUNCTION job_deps.state(name text) RETURNS swarm.job_state LANGUAGE sql AS
     'SELECT state FROM swarm.jobs WHERE id = (job_deps.id(name))[1]';
 CREATE PROCEDURE job_deps.at(name text, state text) LANGUAGE plpgsql AS $$

@@ -11,7 +11,7 @@ FROM swarm.jobs WHERE id = :job;
 SELECT swarm.job_cancel(:job);
 SELECT swarm.job_enqueue('job_enqueue', queue => 'job_enqueue', run_at => now() + '1 day') AS parent \gset
 SELECT swarm.job_enqueue('job_enqueue', '{"a": 1}', 'job_enqueue', 'critical', '2200-01-01 00:00:00+00',
-    10000, '2 months 3 days 00:00:01.5', 'key', ARRAY[:parent, :parent], '["tag"]') AS job \gset
+    10000, '3 days 00:00:01.5', 'key', ARRAY[:parent, :parent], '["tag"]') AS job \gset
 SELECT queue, kind, state, priority, args, tags, unique_key, depends_on = ARRAY[:parent]::bigint[] AS depends,
        max_attempts, timeout, run_at AT TIME ZONE 'UTC' AS run_at
 FROM swarm.jobs WHERE id = :job;
@@ -20,8 +20,8 @@ SELECT swarm.job_cancel(:job);
 SELECT swarm.job_enqueue('job_enqueue', '[1]', timeout => NULL, unique_key => NULL, depends_on => NULL, tags => NULL) AS job \gset
 SELECT args, tags, timeout, depends_on FROM swarm.jobs WHERE id = :job;
 SELECT swarm.job_cancel(:job);
-SELECT swarm.job_enqueue('job_enqueue', 'null', tags => '"x"', timeout => '178000000 years') AS job \gset
-SELECT args, tags, timeout > '1000 years' AS long FROM swarm.jobs WHERE id = :job;
+SELECT swarm.job_enqueue('job_enqueue', 'null', tags => '"x"', timeout => '24 days') AS job \gset
+SELECT args, tags, timeout FROM swarm.jobs WHERE id = :job;
 SELECT swarm.job_cancel(:job);
 
 ---- Errors
@@ -43,6 +43,8 @@ SELECT swarm.job_enqueue('job_enqueue', max_attempts => -1);
 SELECT swarm.job_enqueue('job_enqueue', max_attempts => 10001);
 SELECT swarm.job_enqueue('job_enqueue', timeout => '0');
 SELECT swarm.job_enqueue('job_enqueue', timeout => '-1 s');
+SELECT swarm.job_enqueue('job_enqueue', timeout => '24 days 1 us');
+SELECT swarm.job_enqueue('job_enqueue', timeout => '178000000 years');
 SELECT swarm.job_enqueue('job_enqueue', depends_on => ARRAY[NULL::bigint]);
 SELECT swarm.job_enqueue('job_enqueue', depends_on => ARRAY[-1]);
 SELECT swarm.job_enqueue('job_enqueue', depends_on => ARRAY[:job]);	-- cancelled
@@ -127,6 +129,9 @@ SELECT swarm.job_enqueue_many('[{"kind": "job_enqueue", "depends_on": 1}]');
 SELECT swarm.job_enqueue_many('[{"kind": "job_enqueue", "depends_on": ["x"]}]');
 SELECT swarm.job_enqueue_many('[{"kind": "job_enqueue", "depends_on": [null]}]');
 SELECT swarm.job_enqueue_many('[{"kind": "job_enqueue", "depends_on": [-1]}]');
+SELECT swarm.job_enqueue_many('[{"kind": "job_enqueue", "depends_on": [-1.5]}]');
+SELECT swarm.job_enqueue_many('[{"kind": "job_enqueue", "depends_on": [1e30]}]');
+SELECT swarm.job_enqueue_many('[{"kind": "job_enqueue", "timeout": "25 days"}]');
 SELECT swarm.job_enqueue_many('[{"kind": "job_enqueue", "colour": "red"}]');
 SELECT swarm.job_enqueue_many('[{"kind": "job_enqueue", "colour": [1]}]');
 -- all or nothing

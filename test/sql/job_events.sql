@@ -42,11 +42,14 @@ SELECT WHERE false;
 -- of leased jobs, too
 SELECT swarm.job_enqueue('job_events', queue => 'job_events') AS job \gset
 SELECT token FROM swarm.job_claim('job_events', 1, '1 hour') \gset
+-- (its next attempt will be due in half an hour)
+SELECT swarm._clock_advance('30 min') IS NOT NULL AS later;
 \o | grep swarm_events | sed -E 's/ received from server process with PID [0-9]+//; s/"job": [0-9]+/"job": N/' | sort
 SELECT WHERE swarm.job_fail(:job, :token, 'once') IS NULL;
 CALL job_events_sent();
 SELECT WHERE false;
 \o
+SELECT swarm._clock_advance(NULL) IS NOT NULL AS now;
 SELECT swarm.job_retry(:job);
 SELECT token FROM swarm.job_claim('job_events', 1, '1 hour') \gset
 \o | grep swarm_events | sed -E 's/ received from server process with PID [0-9]+//; s/"job": [0-9]+/"job": N/' | sort

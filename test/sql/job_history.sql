@@ -94,13 +94,33 @@ SELECT swarm.job_wait(:job);
 SELECT swarm.job_retry(:job);
 SELECT swarm.job_enqueue('sql', depends_on => ARRAY[:job]);
 \set VERBOSITY terse
--- after a long pause they all go at once
+-- after a long pause they all go at once, but for the day of a parent for which a child waits
+SELECT swarm.queue_create('job_history', dependency_failure => 'wait');
+BEGIN;
+SELECT swarm.job_enqueue('sql', '{"sql": "SELECT 1/0"}', max_attempts => 1) AS parent \gset
+SELECT swarm.job_enqueue('sql', '{"sql": "SELECT 1"}', 'job_history', depends_on => ARRAY[:parent]) AS child \gset
+COMMIT;
+SELECT state FROM swarm.job_wait(:parent, '60 s');
 SELECT swarm._clock_advance('30 days') > now();
 SELECT swarm.job_enqueue('sql', '{"sql": "SELECT 3"}') AS job \gset
 SELECT state FROM swarm.job_wait(:job, '60 s');
-CALL job_history.until_later('(SELECT count(*) <= 3 FROM job_history.partitions())');
+CALL job_history.until_later('(SELECT count(*) <= 4 FROM job_history.partitions())');
+SELECT state FROM swarm.job_history WHERE id = :parent;
 SELECT count(*) FROM swarm.job_history WHERE id = :second;
 SELECT count(*) FROM swarm.job_history WHERE id = :job;
+-- if it is removed by hand, nothing says that it has completed; the new scheduler looks at all
+DELETE FROM swarm._job_history WHERE id = :parent;
+SELECT pid AS scheduler FROM swarm.workers WHERE role = 'scheduler' AND database = current_database() \gset
+SELECT pg_terminate_backend(:scheduler);
+CALL job_history.until_later(format('EXISTS (SELECT FROM swarm.workers WHERE role = ''scheduler'' AND database = current_database() AND pid <> %s)', :scheduler));
+BEGIN;
+SELECT swarm.job_enqueue('sql', '{"sql": "SELECT 1"}') AS parent \gset
+SELECT swarm.job_enqueue('sql', '{"sql": "SELECT 1"}', depends_on => ARRAY[:parent]) AS last \gset
+COMMIT;
+SELECT state FROM swarm.job_wait(:last, '60 s');
+SELECT state FROM swarm.jobs WHERE id = :child;
+SELECT swarm.job_cancel(:child);
+SELECT swarm.queue_drop('job_history');
 
 SELECT swarm._clock_advance(NULL) > now();
 -- back in the present all goes on

@@ -1,20 +1,10 @@
 -- Workers outside the server: claim, heartbeat, complete, fail, and losing a lease.
 \set VERBOSITY sqlstate
 CREATE SCHEMA job_lease;
-CREATE PROCEDURE job_lease.until(condition text) LANGUAGE plpgsql AS $$
-DECLARE
-    ok boolean;
-BEGIN
-    FOR i IN 1 .. 6000 LOOP
-        EXECUTE 'SELECT ' || condition INTO ok;
-        IF ok THEN
-            RETURN;
-        END IF;
-        PERFORM pg_sleep(0.01);
-        COMMIT;
-    END LOOP;
-    RAISE 'never: %', condition;
-END $$;
+\getenv tests PG_ABS_SRCDIR
+\set until :tests '/sql/include/until.sql'
+\set schema job_lease
+\i :until
 SELECT swarm.queue_create('job_lease'), swarm.handler_register('job_lease', NULL);
 
 -- Arguments
@@ -82,7 +72,9 @@ BEGIN;
 SELECT swarm.job_fail(:job, :token, 'never said');
 ROLLBACK;
 SELECT state, attempts, error FROM swarm.jobs WHERE id = :job;
+SELECT swarm._clock_advance('30 min') IS NOT NULL AS so_that_the_next_attempt_is_later;
 SELECT swarm.job_fail(:job, :token, 'first');
+SELECT swarm._clock_advance(NULL) IS NOT NULL AS now;
 SELECT state, attempts, error, run_at > now() AS later FROM swarm.jobs WHERE id = :job;
 SELECT swarm.job_complete(:job, :token);
 SELECT swarm._clock_advance('1 day') > now();
@@ -126,7 +118,7 @@ SELECT swarm._clock_advance(NULL) > now();
 SELECT swarm.job_enqueue('job_lease', queue => 'job_lease') AS job \gset
 SELECT job_lease.claim(:job) AS token \gset
 SELECT swarm.job_cancel(:job, 'enough');
-SELECT state, attempts, error FROM swarm.job_wait(:job, '60 s');
+SELECT state, attempts, started_at <= finished_at AS ordered, error FROM swarm.job_wait(:job, '60 s');
 SELECT swarm.job_heartbeat(:job, :token);
 SELECT swarm.job_complete(:job, :token);
 -- and retried: a new lease
@@ -146,6 +138,28 @@ SELECT count(swarm.job_complete(id, token)::text) FROM job_lease.claims WHERE n 
 SELECT count(swarm.job_fail(id, token, 'x', false)::text) FROM job_lease.claims WHERE n % 2 = 1;
 COMMIT;
 SELECT state, count(*) FROM swarm.job_history WHERE id IN (SELECT id FROM job_lease.claims) GROUP BY state ORDER BY state;
+-- a kind at its limit does not stand in the way of others, and goes on when there is room
+SELECT swarm.handler_register('job_lease_one', NULL, max_running => 1), swarm.handler_register('job_lease_slow', NULL, rate => '1 day');
+SELECT count(swarm.job_enqueue(k, queue => 'job_lease')) FROM unnest('{job_lease_one,job_lease_slow}'::text[]) k, generate_series(1, 3);
+SELECT swarm.job_enqueue('job_lease', queue => 'job_lease') AS job \gset
+CREATE PROCEDURE job_lease.claim_all() LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO job_lease.claims (id, token, args) SELECT id, token, to_jsonb(kind) FROM swarm.job_claim('job_lease', 10, '30 days');
+    RAISE NOTICE '%', (SELECT string_agg(args #>> '{}', ' ' ORDER BY n) FROM job_lease.claims);
+END $$;
+\set VERBOSITY terse
+TRUNCATE job_lease.claims;
+CALL job_lease.claim_all();
+CALL job_lease.claim_all();
+SELECT swarm.job_complete(id, token) FROM job_lease.claims WHERE args = '"job_lease_one"';
+CALL job_lease.claim_all();
+SELECT swarm._clock_advance('25 hours') > now();
+CALL job_lease.until($$(SELECT ready = 1 FROM swarm.queues WHERE queue = 'job_lease')$$);
+CALL job_lease.claim_all();
+SELECT swarm._clock_advance(NULL) > now();
+\set VERBOSITY sqlstate
+SELECT count(swarm.job_cancel(id)) FROM swarm.jobs WHERE finished_at IS NULL;
+SELECT swarm.handler_drop('job_lease_one'), swarm.handler_drop('job_lease_slow');
 -- a claim is not undone by ROLLBACK, its lease runs out
 SELECT swarm.job_enqueue('job_lease', queue => 'job_lease') AS job \gset
 BEGIN;

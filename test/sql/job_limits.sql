@@ -1,20 +1,10 @@
 -- How many run, how often, in which order, and when.
 \set VERBOSITY terse
 CREATE SCHEMA job_limits;
-CREATE PROCEDURE job_limits.until(condition text) LANGUAGE plpgsql AS $$
-DECLARE
-    ok boolean;
-BEGIN
-    FOR i IN 1 .. 6000 LOOP
-        EXECUTE 'SELECT ' || condition INTO ok;
-        IF ok THEN
-            RETURN;
-        END IF;
-        PERFORM pg_sleep(0.01);
-        COMMIT;
-    END LOOP;
-    RAISE 'never: %', condition;
-END $$;
+\getenv tests PG_ABS_SRCDIR
+\set until :tests '/sql/include/until.sql'
+\set schema job_limits
+\i :until
 -- a job of another queue has run since: who could start, did
 CREATE PROCEDURE job_limits.probe() LANGUAGE plpgsql AS $$
 DECLARE

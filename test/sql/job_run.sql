@@ -1,20 +1,10 @@
 -- How jobs run: handlers, results, errors, timeouts, cancellation, batches.
 \set VERBOSITY terse
 CREATE SCHEMA job_run;
-CREATE PROCEDURE job_run.until(condition text) LANGUAGE plpgsql AS $$
-DECLARE
-    ok boolean;
-BEGIN
-    FOR i IN 1 .. 6000 LOOP
-        EXECUTE 'SELECT ' || condition INTO ok;
-        IF ok THEN
-            RETURN;
-        END IF;
-        PERFORM pg_sleep(0.01);
-        COMMIT;
-    END LOOP;
-    RAISE 'never: %', condition;
-END $$;
+\getenv tests PG_ABS_SRCDIR
+\set until :tests '/sql/include/until.sql'
+\set schema job_run
+\i :until
 -- enqueue, commit, wait, tell
 CREATE PROCEDURE job_run.run(kind text, args jsonb = '{}', max_attempts int = 1,
     timeout interval = '5 min', queue text = 'default') LANGUAGE plpgsql AS $$
@@ -211,9 +201,18 @@ BEGIN
     PERFORM pg_sleep(3600);
 END $$;
 SELECT swarm.handler_register('job_run_p_slow', 'job_run.p_slow');
-CALL job_run.run('job_run_p_slow', timeout => '0.05 s');
+CALL job_run.run('job_run_p_slow', timeout => '1 s');
 SELECT what FROM job_run.log ORDER BY n;
 TRUNCATE job_run.log;
+-- what the commit has to do is part of it
+CREATE FUNCTION job_run.sleep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(3600); RETURN NULL; END $$;
+CREATE TABLE job_run.late (n int);
+CREATE CONSTRAINT TRIGGER late AFTER INSERT ON job_run.late DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION job_run.sleep();
+CALL job_run.run('sql', '{"sql": "INSERT INTO job_run.late VALUES (1)"}', timeout => '0.05 s');
+CREATE PROCEDURE job_run.p_late(job swarm.job) LANGUAGE sql AS 'INSERT INTO job_run.late VALUES (2)';
+SELECT swarm.handler_register('job_run_p_late', 'job_run.p_late');
+CALL job_run.run('job_run_p_late', timeout => '0.05 s');
+TABLE job_run.late;
 -- the limit does not meet the next job, and none is none
 CALL job_run.run('sql', '{"sql": "SELECT pg_sleep(0.1) IS NULL AS slept"}');
 CALL job_run.run('sql', '{"sql": "SELECT pg_sleep(0.1) IS NULL AS slept"}', timeout => NULL);
@@ -235,6 +234,7 @@ CALL job_run.cancel(:job);
 SELECT swarm.job_enqueue('sql', '{"sql": "SELECT pg_sleep(3600)"}') AS job \gset
 CALL job_run.cancel(:job, 'not needed any more');
 SELECT swarm.job_enqueue('job_run_p_slow') AS job \gset
+CALL job_run.until('EXISTS (SELECT FROM job_run.log WHERE what = ''p_slow'')');
 CALL job_run.cancel(:job);
 -- whatever the handler makes of it
 SELECT swarm.job_enqueue('sql', '{"sql": "DO $$ BEGIN PERFORM pg_sleep(3600); EXCEPTION WHEN query_canceled THEN NULL; END $$"}') AS job \gset
@@ -243,6 +243,19 @@ SELECT swarm.job_enqueue('sql', '{"sql": "DO $$ BEGIN PERFORM pg_sleep(3600); EX
 CALL job_run.cancel(:job);
 SELECT swarm.job_enqueue('sql', '{"sql": "DO $$ BEGIN PERFORM pg_sleep(3600); EXCEPTION WHEN query_canceled THEN RAISE ''other'' USING ERRCODE = ''40001''; END $$"}') AS job \gset
 CALL job_run.cancel(:job);
+-- when the handler is about to be called
+SELECT swarm._fault_arm('job.begin', 'wait');
+SELECT swarm.job_enqueue('sql', '{"sql": "SELECT pg_sleep(3600)"}') AS job \gset
+CALL job_run.until(format('EXISTS (SELECT FROM swarm.workers w JOIN pg_stat_activity a USING (pid) WHERE w.job = %s AND a.wait_event = ''Extension'')', :job));
+SELECT swarm.job_cancel(:job);
+SELECT swarm._fault_arm('job.begin', 'none');
+SELECT state, error FROM swarm.job_wait(:job, '60 s');
+SELECT swarm._fault_arm('job.begin', 'wait');
+SELECT swarm.job_enqueue('job_run_p_slow') AS job \gset
+CALL job_run.until(format('EXISTS (SELECT FROM swarm.workers w JOIN pg_stat_activity a USING (pid) WHERE w.job = %s AND a.wait_event = ''Extension'')', :job));
+SELECT swarm.job_cancel(:job);
+SELECT swarm._fault_arm('job.begin', 'none');
+SELECT state, error FROM swarm.job_wait(:job, '60 s');
 -- and in the midst of its end
 SELECT swarm._fault_arm('job.end', 'wait');
 SELECT swarm.job_enqueue('sql', '{"sql": "SELECT 1"}') AS job \gset
@@ -359,6 +372,21 @@ FROM unnest(ARRAY['SELECT job_run.fails_twice()', 'INSERT INTO job_run.batch VAL
 SELECT swarm.queue_resume('job_run_batch');
 CALL job_run.retry_until_ended((:'jobs'::bigint[])[1]);
 CALL job_run.retry_until_ended((:'jobs'::bigint[])[2]);
+SELECT swarm.queue_pause('job_run_batch');
+-- what one leaves in the session does not meet the next one, but for advisory
+-- locks: what they protect is not committed yet
+CREATE FUNCTION job_run.leave_again(job swarm.job) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM job_run.leave(job);
+    CREATE TEMP TABLE dropped ON COMMIT DROP AS SELECT 1 AS a;
+END $$;
+SELECT swarm.handler_register('job_run_leave_again', 'job_run.leave_again');
+SELECT array_agg(swarm.job_enqueue(k, :'me', 'job_run_batch', max_attempts => 1)) AS jobs
+FROM unnest('{job_run_leave_again,job_run_look,job_run_leave_again,job_run_look}'::text[]) k \gset
+SELECT swarm.queue_resume('job_run_batch');
+SELECT (swarm.job_wait(id, '60 s')).state FROM unnest(:'jobs'::bigint[]) id;
+SELECT jsonb_pretty(result), error FROM swarm.job_history WHERE id = ANY (:'jobs') ORDER BY id;
+SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711;
 SELECT swarm.queue_pause('job_run_batch');
 -- a cancel reaches the one that it means, and no other
 SELECT pg_advisory_lock(4712);

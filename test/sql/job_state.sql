@@ -12,20 +12,10 @@ CREATE FUNCTION job_state.id(text) RETURNS bigint LANGUAGE sql AS
     'SELECT id FROM job_state.job WHERE name = $1';
 CREATE FUNCTION job_state.token(text) RETURNS bigint LANGUAGE sql AS
     'SELECT token FROM job_state.job WHERE name = $1';
-CREATE PROCEDURE job_state.until(condition text) LANGUAGE plpgsql AS $$
-DECLARE
-    ok boolean;
-BEGIN
-    FOR i IN 1 .. 6000 LOOP
-        EXECUTE 'SELECT ' || condition INTO ok;
-        IF ok THEN
-            RETURN;
-        END IF;
-        PERFORM pg_sleep(0.01);
-        COMMIT;
-    END LOOP;
-    RAISE 'never: %', condition;
-END $$;
+\getenv tests PG_ABS_SRCDIR
+\set until :tests '/sql/include/until.sql'
+\set schema job_state
+\i :until
 -- a new job; without a kind one that only job_claim() takes
 CREATE PROCEDURE job_state.new(name text, kind text = 'job_state', queue text = 'job_state',
     args jsonb = '{}', run_at timestamptz = now(), max_attempts int = 5,
@@ -152,6 +142,7 @@ CALL job_state.new('e', 'sql', 'job_state_sql', '{"sql": "SELECT 1/0"}', max_att
 CALL job_state.at('e', 'failed');
 SELECT swarm.job_cancel(job_state.id('e'));
 CALL job_state.went('e', 'cancel', 'cancelled');
+SELECT state, attempts, error FROM swarm.jobs WHERE id = job_state.id('e');
 SELECT swarm.job_retry(job_state.id('e'));
 CALL job_state.went('e', 'retry', 'failed');
 DELETE FROM job_state.edge WHERE (from_state, event, to_state) = ('cancelled', 'retry', 'failed');

@@ -41,7 +41,10 @@ CREATE FUNCTION pg_temp.token(job bigint) RETURNS bigint LANGUAGE sql AS
 SELECT count(*) FROM (SELECT swarm.job_cancel(id) FROM swarm.jobs WHERE queue = 'job_unique' AND finished_at IS NULL AND id <> :job) c;
 SELECT pg_temp.token(:job) AS token \gset
 SELECT swarm.job_enqueue('job_unique', queue => 'job_unique', unique_key => 'k') = :job AS same;
+-- (its next attempt will be due in an hour)
+SELECT swarm._clock_advance('1 hour') IS NOT NULL AS later;
 SELECT swarm.job_fail(:job, :token, 'once');
+SELECT swarm._clock_advance(NULL) IS NOT NULL AS now;
 SELECT state FROM swarm.jobs WHERE id = :job;
 SELECT swarm.job_enqueue('job_unique', queue => 'job_unique', unique_key => 'k') = :job AS same;
 SELECT swarm.job_retry(:job);

@@ -16,18 +16,10 @@ BEGIN
     RETURN '{"done": true}';
 END $$;
 SELECT swarm.handler_register('worker_views', 'worker_views.wait');
-CREATE PROCEDURE worker_views.until(query text) LANGUAGE plpgsql AS $$
-DECLARE
-    yes boolean;
-BEGIN
-    FOR i IN 1 .. 3000 LOOP
-        EXECUTE 'SELECT ' || query INTO yes;
-        COMMIT;
-        IF yes THEN RETURN; END IF;
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-    RAISE 'never: %', query;
-END $$;
+\getenv tests PG_ABS_SRCDIR
+\set until :tests '/sql/include/until.sql'
+\set schema worker_views
+\i :until
 SELECT pg_advisory_lock(4714);
 SELECT swarm.job_enqueue('worker_views', '{"a": 1}') AS id \gset
 CALL worker_views.until(format('EXISTS (SELECT FROM swarm.workers WHERE job = %s AND message = %L)', :id, 'waiting'));

@@ -21,13 +21,17 @@ END \$\$;
 SELECT swarm.handler_register('poison', 'poison')});
 
 # Three attempts are three crashes, and a job that depends on it is cancelled.
+# (A queue waits until its jobs are there: whoever lets it go on may lose his
+# connection in the crash before he has the answer.)
 my ($id, $child) = split /\n/, $node->safe_psql('postgres', q{
+SELECT swarm.queue_pause('default') \g /dev/null
 BEGIN;
 SELECT swarm.job_enqueue('poison', max_attempts => 3, unique_key => 'p') AS id \gset
 SELECT :id;
 SELECT swarm.job_enqueue('work', depends_on => ARRAY[:id]);
 SELECT swarm.job_enqueue('work', '{"sleep": 0.01}', max_attempts => 100) AS n FROM generate_series(1, 200) \g /dev/null
 COMMIT});
+$node->psql('postgres', q{SELECT swarm.queue_resume('default')});
 my $status = "SELECT state, attempts, error FROM swarm.jobs WHERE id = $id";
 poll_ok($node, $status, 'the job is dead after max_attempts crashes', 'dead|3|the server crashed while the job ran');
 is(crash_is_over($node), 3, '... the server crashed that often');
@@ -51,15 +55,14 @@ BEGIN;
 SELECT swarm.job_enqueue('work', '{}', queue => 'batched', max_attempts => 4) FROM generate_series(1, 30);
 SELECT swarm.job_enqueue('sql', jsonb_build_object('sql', \$\$$poison\$\$), queue => 'batched', max_attempts => 2);
 SELECT swarm.job_enqueue('work', '{}', queue => 'batched', max_attempts => 4) FROM generate_series(1, 30);
-COMMIT;
-SELECT swarm.queue_resume('batched')});
+COMMIT});
+$node->psql('postgres', q{SELECT swarm.queue_resume('batched')});
 poll_ok($node, q{SELECT string_agg(state || ' ' || n, ', ' ORDER BY state) FROM
 (SELECT state, count(*) n FROM swarm.jobs WHERE queue = 'batched' GROUP BY 1) s},
 	'in a batch, the poison job alone dies', 'completed 60, dead 1');
 is(crash_is_over($node), 5, '... after two crashes');
 
 # Two of them at the same time, and a poison job among those that are run again.
-# (the crash may come before psql has its answer)
 $node->psql('postgres', qq{BEGIN;
 SELECT swarm.job_enqueue('sql', jsonb_build_object('sql', \$\$$poison\$\$), max_attempts => 2) FROM generate_series(1, 2);
 SELECT swarm.job_enqueue('work', '{"sleep": 0.3}', max_attempts => 10) FROM generate_series(1, 4);
