@@ -345,6 +345,11 @@ swarm_codec_encode(const SwarmCodec *codec, const float *x, uint8_t *code,
 		encode_float(codec, x, code);
 		factors->scale = 1;
 	}
+	/* Of a vector so small that its square is none, the code says nothing. */
+	if (!isfinite(factors->scale))
+		factors->scale = 0;
+	if (!isfinite(factors->refine_scale))
+		factors->refine_scale = 0;
 }
 
 uint16_t
