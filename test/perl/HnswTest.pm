@@ -149,12 +149,13 @@ sub pgbench_start
 	return \%h;
 }
 
-# pgbench_stop(H): wait for its end; its errors.
+# pgbench_stop(H): wait for its end; its errors, or that it did nothing.
 sub pgbench_stop
 {
 	my ($h) = @_;
 
 	$h->{run}->finish;
+	return "no transaction\n$h->{err}" if $h->{out} !~ /actually processed: [1-9]/;
 	return join "\n", grep { /ERROR|FATAL|PANIC|aborted/ } split /\n/, $h->{err};
 }
 
