@@ -30,14 +30,18 @@ extern PGDLLEXPORT void _PG_init(void);
 void
 _PG_init(void)
 {
-	/* pg_upgrade copies databases: nothing of ours may run meanwhile. */
+	swarm_vector_init();
+	swarm_hnsw_init();
+
+	/*
+	 * pg_upgrade copies databases: nothing of ours may run meanwhile. It does
+	 * create indexes, with their options.
+	 */
 	if (IsBinaryUpgrade)
 		return;
 
 	swarm_clock_init();
 	swarm_fault_init();
-	swarm_vector_init();
-	swarm_hnsw_init();
 	swarm_job_init();
 	swarm_worker_init();
 	swarm_shmem_init();
