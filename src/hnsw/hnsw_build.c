@@ -126,7 +126,7 @@ IndexBuildResult *
 swarm_hnsw_build(Relation heap, Relation rel, IndexInfo *info)
 {
 	IndexBuildResult *result = palloc0(sizeof(IndexBuildResult));
-	SwarmBuild	build = {.heap = heap,.rel = rel,.info = info,.progress = true};
+	SwarmBuild	build = {.heap = heap, .rel = rel, .info = info, .progress = true};
 	Sample		sample = {0};
 	SwarmHnswMeta meta;
 	int			dims = swarm_hnsw_get_options(rel)->dims;
@@ -149,7 +149,7 @@ swarm_hnsw_build(Relation heap, Relation rel, IndexInfo *info)
 	if (sample.index != NULL)
 	{
 		double		rows = (double) sample.tuples / Max(sample.blocks, 1) *
-			RelationGetNumberOfBlocks(heap);
+		RelationGetNumberOfBlocks(heap);
 		SwarmParallel *parallel;
 		SwarmGraphShared *private = NULL;
 		uint32		room;
@@ -175,6 +175,7 @@ swarm_hnsw_build(Relation heap, Relation rel, IndexInfo *info)
 							  RelationGetNumberOfBlocks(rel), true);
 		if (build.full)
 			insert_rest(&build);
+		swarm_hnsw_connect(rel);
 		if (parallel != NULL)
 			swarm_hnsw_parallel_end(parallel);
 		else
@@ -375,7 +376,7 @@ static void
 insert_rest(SwarmBuild *build)
 {
 	SwarmGraph *graph = build->graph;
-	Rest		rest = {.build = build,.count = swarm_graph_count(graph)};
+	Rest		rest = {.build = build, .count = swarm_graph_count(graph)};
 
 	ereport(NOTICE,
 			(errmsg("graph of index \"%s\" no longer fits into maintenance_work_mem after %u rows",
@@ -391,7 +392,7 @@ insert_rest(SwarmBuild *build)
 												build->info, true, false,
 												insert_row, &rest, NULL);
 	pfree(rest.tids);
-	swarm_hnsw_fold(build->rel);
+	swarm_hnsw_fold(build->rel, true);
 }
 
 /*

@@ -117,13 +117,13 @@ static void check_table_row(Relation rel, ItemPointer tid, Datum *values,
  * problem: report one.
  */
 static void
-problem(Check *c, SwarmNodeId node, const char *what, const char *detail,...)
-pg_attribute_printf(4, 5);
+			problem(Check *c, SwarmNodeId node, const char *what, const char *detail,...)
+			pg_attribute_printf(4, 5);
 
 static void
 problem(Check *c, SwarmNodeId node, const char *what, const char *detail,...)
 {
-	char		text[256];
+	char text[	256];
 	va_list		args;
 
 	if (++c->problems > MAX_PROBLEMS)
@@ -163,7 +163,7 @@ swarm_hnsw_check(Relation rel, Relation heap, SwarmHnswReport report, void *arg)
 												  "qhnsw check",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
-	Check		c = {.rel = rel,.heap = heap,.report = report,.arg = arg};
+	Check		c = {.rel = rel, .heap = heap, .report = report, .arg = arg};
 	Snapshot	snapshot = NULL;
 
 	c.blocks = RelationGetNumberOfBlocks(rel);
@@ -375,7 +375,7 @@ check_models(Check *c)
 										SWARM_PAGE_MODEL, i, false);
 		uint32		area = i / layout->model_pages;
 		Size		before = (Size) (i % layout->model_pages) *
-			SWARM_HNSW_PAGE_ROOM / sizeof(float4);
+		SWARM_HNSW_PAGE_ROOM / sizeof(float4);
 		const float4 *centre;
 		bool		finite = true;
 
@@ -958,10 +958,10 @@ check_rows(Check *c, Snapshot snapshot)
 	{
 		RowKey		key = *(RowKey *) DatumGetPointer(datum);
 		BlockNumber block = (uint32) key.block[0] << 24 | key.block[1] << 16 |
-			key.block[2] << 8 | key.block[3];
+		key.block[2] << 8 | key.block[3];
 		OffsetNumber offset = key.offset[0] << 8 | key.offset[1];
 		SwarmNodeId node = (uint32) key.node[0] << 24 | key.node[1] << 16 |
-			key.node[2] << 8 | key.node[3];
+		key.node[2] << 8 | key.node[3];
 		bool		same = any && memcmp(&last, &key, offsetof(RowKey, source)) == 0;
 
 		CHECK_FOR_INTERRUPTS();
@@ -1011,7 +1011,7 @@ measure_drift(Relation rel, SwarmHnswIndex *index)
 		bool		take = (node->state == SWARM_NODE_LINKED ||
 							node->state == SWARM_NODE_TWIN ||
 							node->state == SWARM_NODE_PENDING) &&
-			(node->flags & SWARM_NODE_GENERATION) == parity;
+		(node->flags & SWARM_NODE_GENERATION) == parity;
 
 		CHECK_FOR_INTERRUPTS();
 		if (take)

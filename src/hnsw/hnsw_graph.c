@@ -81,9 +81,9 @@ swarm_graph_room(const SwarmHnswIndex *index, double rows)
 	Size		limit = (Size) maintenance_work_mem * 1024;
 	Size		few = swarm_graph_size(index, SPARE_ROOM);
 	Size		more = swarm_graph_size(index, 65 * 1024) -
-		swarm_graph_size(index, 1024);
+	swarm_graph_size(index, 1024);
 	double		most = limit > few ?
-		(limit - few) / (more / (64.0 * 1024)) : 0;
+	(limit - few) / (more / (64.0 * 1024)) : 0;
 	double		wanted = rows * 1.05;
 
 	return (uint32) Min(Min(wanted, most) + SPARE_ROOM, SWARM_NODE_NONE - 1);
@@ -497,7 +497,7 @@ link_back(SwarmGraph *graph, SwarmNodeId from, int level, SwarmNodeId to,
 	for (int try = 0; try < MAX_TRIES; try++)
 	{
 		SwarmCandidate items[MAX_LINKS + 1];
-		SwarmCandidates sorted = {.items = items,.room = MAX_LINKS + 1};
+		SwarmCandidates sorted = {.items = items, .room = MAX_LINKS + 1};
 		SwarmNodeId before[MAX_LINKS];
 		SwarmNodeId chosen[MAX_LINKS];
 		uint32		count;

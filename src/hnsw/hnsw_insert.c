@@ -24,6 +24,9 @@
 /* The page number that stands for the fold: one at a time. */
 #define FOLD_LOCK		0
 
+/* A fold of more than this part of the nodes makes sure that all are found. */
+#define CONNECT_SHARE	256
+
 static SwarmNodeId insert_vector(Relation rel, Datum value, ItemPointer tid,
 								 bool *over);
 static SwarmNodeId insert_odd(Relation rel, ItemPointer tid, uint16 flags);
@@ -55,7 +58,7 @@ swarm_hnsw_insert(Relation rel, Datum *values, bool *isnull, ItemPointer tid,
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(context);
 	if (over)
-		swarm_hnsw_fold(rel);
+		swarm_hnsw_fold(rel, false);
 	return false;
 }
 
@@ -250,7 +253,7 @@ swarm_hnsw_prepare_dims(Relation rel, int dims)
 /*
  * store_node: give a row an id and write its node, in one record.
  *
- * SWARM_NODE_NONE when the code's generation is not in use any more: then the
+ * SWARM_NODE_NONE when there is a newer generation than the code's: then the
  * caller opens the index again and codes anew.
  */
 static SwarmNodeId
@@ -267,7 +270,7 @@ store_node(SwarmHnswIndex *index, Relation rel, ItemPointer tid,
 
 	LockBuffer(meta_buffer, BUFFER_LOCK_EXCLUSIVE);
 	meta = swarm_hnsw_meta(BufferGetPage(meta_buffer));
-	if (code->generation < meta->oldest)
+	if (code->code != NULL && code->generation != meta->generation)
 	{
 		UnlockReleaseBuffer(meta_buffer);
 		return SWARM_NODE_NONE;
@@ -367,16 +370,24 @@ take_id(SwarmHnswIndex *index, Relation rel, SwarmHnswMeta *meta,
 }
 
 /*
- * swarm_hnsw_fold: link all pending rows.  Returns how many; when somebody
- * else folds, waits for him and links what is left.
+ * swarm_hnsw_fold: link all pending rows.  Returns how many.  When somebody
+ * else folds: with `wait` waits for him and links what is left, else leaves it
+ * to him.
  */
 int64
-swarm_hnsw_fold(Relation rel)
+swarm_hnsw_fold(Relation rel, bool wait)
 {
+	SwarmHnswIndex *index = swarm_hnsw_open(rel);
 	int64		count = 0;
 	SwarmNodeId id;
 
-	LockPage(rel, FOLD_LOCK, ExclusiveLock);
+	if (index->meta.pending == 0 && index->meta.oldest == index->meta.generation)
+		return 0;
+	if (wait)
+		LockPage(rel, FOLD_LOCK, ExclusiveLock);
+	else if (!ConditionalLockPage(rel, FOLD_LOCK, ExclusiveLock))
+		return 0;
+	swarm_hnsw_train(rel);
 	while (next_to_fold(rel, &id))
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -386,6 +397,9 @@ swarm_hnsw_fold(Relation rel)
 		swarm_hnsw_unlock_links(rel);
 		count++;
 	}
+	/* Looking at all nodes must not cost more than linking these did. */
+	if (count > index->meta.nodes / CONNECT_SHARE)
+		swarm_hnsw_connect(rel);
 	UnlockPage(rel, FOLD_LOCK, ExclusiveLock);
 	return count;
 }

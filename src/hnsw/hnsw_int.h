@@ -532,16 +532,25 @@ extern void swarm_hnsw_lock_links(Relation rel);
 extern void swarm_hnsw_unlock_links(Relation rel);
 extern void swarm_hnsw_drain_links(Relation rel);
 
+extern float *swarm_hnsw_read_vector(SwarmHnswIndex *index, Relation rel,
+									 SwarmNodeId id, float *rotated);
+
+/* hnsw_connect.c */
+extern int64 swarm_hnsw_connect(Relation rel);
+
 /* hnsw_insert.c */
 extern bool swarm_hnsw_insert(Relation rel, Datum *values, bool *isnull,
 							  ItemPointer tid, Relation heap,
 							  IndexUniqueCheck unique, bool unchanged,
 							  IndexInfo *info);
-extern int64 swarm_hnsw_fold(Relation rel);
+extern int64 swarm_hnsw_fold(Relation rel, bool wait);
 extern void swarm_hnsw_prepare_dims(Relation rel, int dims);
 extern Buffer swarm_hnsw_new_buffer(Relation rel, BlockNumber block);
 extern Page swarm_hnsw_register(GenericXLogState *state, Buffer buffer,
 								bool fresh);
+
+/* hnsw_train.c */
+extern void swarm_hnsw_train(Relation rel);
 
 /* hnsw_build.c */
 extern IndexBuildResult *swarm_hnsw_build(Relation heap, Relation rel,

@@ -55,8 +55,6 @@ static bool finish(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 				   SwarmNodeId primary, bool popping, bool enter);
 static bool has_links(SwarmHnswIndex *index, Relation rel, SwarmNodeId id);
 static void load_point(void *arg, int i);
-static float *read_vector(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
-						  float *rotated, uint32 *state);
 
 /*
  * swarm_hnsw_lock_links: announce that links are being made.
@@ -115,7 +113,7 @@ swarm_hnsw_link(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 	bool		enter;
 
 	if (rotated == NULL)
-		rotated = read_vector(index, rel, id, query->rotated, NULL);
+		rotated = swarm_hnsw_read_vector(index, rel, id, query->rotated);
 	swarm_hnsw_query_set(index, query, rotated, false);
 	search = swarm_hnsw_search_new(index, rel, query);
 	swarm_hnsw_search_reset(search);
@@ -355,26 +353,25 @@ load_point(void *arg, int i)
 	const float *centre = index->centre[index->meta.generation & 1];
 
 	loader->points[i].levels = loader->levels + (Size) i * index->dims;
-	read_vector(index, loader->rel, loader->ids[i], loader->work, NULL);
+	swarm_hnsw_read_vector(index, loader->rel, loader->ids[i], loader->work);
 	for (int j = 0; j < index->dims; j++)
 		loader->work[j] -= centre[j];
 	swarm_hnsw_point_set(loader->work, index->dims, &loader->points[i]);
 }
 
 /*
- * read_vector: the rotated coordinates of a node, from its traversal code.
+ * swarm_hnsw_read_vector: the rotated coordinates of a node, from its
+ * traversal code.  Returns `rotated`.
  */
-static float *
-read_vector(SwarmHnswIndex *index, Relation rel, SwarmNodeId id, float *rotated,
-			uint32 *state)
+float *
+swarm_hnsw_read_vector(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
+					   float *rotated)
 {
 	Buffer		buffer = swarm_hnsw_read_node(index, rel, id, BUFFER_LOCK_SHARE);
 	SwarmNode  *node = swarm_hnsw_node(index, BufferGetPage(buffer), id);
 
 	swarm_hnsw_decode(index, node->code, NULL, node->scale,
 					  node->flags & SWARM_NODE_GENERATION, rotated);
-	if (state != NULL)
-		*state = node->state;
 	UnlockReleaseBuffer(buffer);
 	return rotated;
 }

@@ -85,7 +85,7 @@ remember(Relation rel)
 
 	if (open_indexes == NULL)
 	{
-		HASHCTL		ctl = {.keysize = sizeof(Oid),.entrysize = sizeof(OpenEntry)};
+		HASHCTL		ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(OpenEntry)};
 
 		open_indexes = hash_create("qhnsw open indexes", MAX_OPEN, &ctl,
 								   HASH_ELEM | HASH_BLOBS);

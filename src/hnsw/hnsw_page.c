@@ -96,9 +96,9 @@ swarm_hnsw_layout(SwarmHnswLayout *layout, const SwarmHnswMeta *meta,
 				  const SwarmCodec *codec)
 {
 	uint32		node = offsetof(SwarmNode, code) + codec->code_size +
-		2 * meta->m * sizeof(SwarmNodeId);
+	2 * meta->m * sizeof(SwarmNodeId);
 	uint32		upper = offsetof(SwarmUpper, links) +
-		meta->m * sizeof(SwarmNodeId);
+	meta->m * sizeof(SwarmNodeId);
 	uint32		refine = offsetof(SwarmRefine, code) + codec->refine_size;
 
 	layout->slot_size[SWARM_STREAM_NODE] = node;
@@ -192,7 +192,7 @@ swarm_hnsw_upper(const SwarmHnswIndex *index, Page page, SwarmNodeId id,
 	uint32		uppers = per_page / SWARM_HNSW_FANOUT;
 	SwarmNodeId first = id - id % per_page;
 	uint32		place = (id >> (level * SWARM_HNSW_FANOUT_BITS)) -
-		(first >> (level * SWARM_HNSW_FANOUT_BITS));
+	(first >> (level * SWARM_HNSW_FANOUT_BITS));
 	uint32		slot;
 
 	Assert(level >= 1 && level <= SWARM_HNSW_MAX_LEVEL);
@@ -275,7 +275,7 @@ bool
 swarm_hnsw_page_is(Page page, uint16 kind, uint32 number)
 {
 	const SwarmHnswSpecial *special = (const SwarmHnswSpecial *)
-		(page + BLCKSZ - MAXALIGN(sizeof(SwarmHnswSpecial)));
+	(page + BLCKSZ - MAXALIGN(sizeof(SwarmHnswSpecial)));
 
 	return ((PageHeader) page)->pd_special ==
 		BLCKSZ - MAXALIGN(sizeof(SwarmHnswSpecial)) &&

@@ -75,7 +75,7 @@ swarm_hnsw_parallel_begin(SwarmBuild *build, uint32 room)
 	Snapshot	snapshot;
 	Size		scan_size;
 	Size		query_size = debug_query_string != NULL ?
-		strlen(debug_query_string) + 1 : 0;
+	strlen(debug_query_string) + 1 : 0;
 
 	if (workers == 0 || !has_shared_memory(build, graph_size))
 		return NULL;

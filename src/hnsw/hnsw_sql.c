@@ -100,7 +100,7 @@ open_target(Oid relid, Right right, LOCKMODE lock)
 	char		kind = get_rel_relkind(relid);
 	char	   *name = get_rel_name(relid);
 	Oid			table = kind == RELKIND_INDEX ? IndexGetRelation(relid, true) :
-		InvalidOid;
+	InvalidOid;
 
 	if (name == NULL)
 		ereport(ERROR,
@@ -374,7 +374,7 @@ swarm_qhnsw_flush(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("swarm.qhnsw_flush()");
 	PreventCommandDuringRecovery("swarm.qhnsw_flush()");
 	target = open_target(PG_GETARG_OID(0), MAY_MAINTAIN, RowExclusiveLock);
-	count = swarm_hnsw_fold(target.rel);
+	count = swarm_hnsw_fold(target.rel, true);
 	close_target(&target);
 	PG_RETURN_INT64(count);
 }

@@ -92,7 +92,7 @@ swarm_hnsw_bulk_delete(IndexVacuumInfo *info, IndexBulkDeleteResult *stats,
 	do
 	{
 		v.pending = false;
-		swarm_hnsw_fold(v.rel);
+		swarm_hnsw_fold(v.rel, true);
 		v.index = swarm_hnsw_open(v.rel);
 		if (v.index->meta.dims == 0)
 			break;
@@ -122,6 +122,8 @@ swarm_hnsw_bulk_delete(IndexVacuumInfo *info, IndexBulkDeleteResult *stats,
 		}
 		if (v.ndead > 0 || v.ngone > 0)
 			free_nodes(&v);
+		if (v.ndead > 0)
+			swarm_hnsw_connect(v.rel);
 	}
 	stats->num_pages = RelationGetNumberOfBlocks(v.rel);
 	stats->num_index_tuples = v.live;
@@ -141,7 +143,8 @@ swarm_hnsw_vacuum_cleanup(IndexVacuumInfo *info, IndexBulkDeleteResult *stats)
 
 	if (info->analyze_only)
 		return stats;
-	swarm_hnsw_fold(info->index);
+	if (swarm_hnsw_fold(info->index, true) > 0)
+		swarm_hnsw_connect(info->index);
 	if (stats == NULL)
 	{
 		index = swarm_hnsw_open(info->index);
