@@ -112,6 +112,7 @@ write_meta(Relation rel, ForkNumber fork, const SwarmHnswMeta *meta)
 	START_CRIT_SECTION();
 	swarm_hnsw_init_page(page, SWARM_PAGE_META, 0);
 	*swarm_hnsw_meta(page) = *meta;
+	swarm_hnsw_use_page(page, swarm_hnsw_meta(page) + 1);
 	MarkBufferDirty(buffer);
 	if (fork == INIT_FORKNUM)
 		log_newpage_buffer(buffer, false);

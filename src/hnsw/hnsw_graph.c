@@ -555,6 +555,8 @@ swarm_graph_write(const SwarmGraph *graph, SwarmNodeId place,
 	SwarmNodeId *to = swarm_hnsw_links(index, node);
 	int			level = swarm_hnsw_level(&index->meta, id);
 
+	swarm_hnsw_use_page(node_page, (char *) node +
+						index->layout.slot_size[SWARM_STREAM_NODE]);
 	node->version = 0;
 	node->state = from->state;
 	node->flags = from->flags;
@@ -569,6 +571,8 @@ swarm_graph_write(const SwarmGraph *graph, SwarmNodeId place,
 	{
 		SwarmRefine *refine = swarm_hnsw_refine(index, refine_page, id);
 
+		swarm_hnsw_use_page(refine_page, (char *) refine +
+							index->layout.slot_size[SWARM_STREAM_REFINE]);
 		refine->scale = from->factors.refine_scale;
 		memcpy(refine->code, codes + index->codec.code_size,
 			   index->codec.refine_size);

@@ -292,6 +292,8 @@ store_node(SwarmHnswIndex *index, Relation rel, ItemPointer tid,
 		if (stream == SWARM_STREAM_NODE)
 		{
 			node = swarm_hnsw_node(index, page, id);
+			swarm_hnsw_use_page(page, (char *) node +
+								index->layout.slot_size[stream]);
 			if (!fresh[stream] && id == meta->free_head)
 			{
 				if (node->state != SWARM_NODE_FREE)
@@ -321,6 +323,8 @@ store_node(SwarmHnswIndex *index, Relation rel, ItemPointer tid,
 		{
 			SwarmRefine *refine = swarm_hnsw_refine(index, page, id);
 
+			swarm_hnsw_use_page(page, (char *) refine +
+								index->layout.slot_size[stream]);
 			refine->scale = code->factors.refine_scale;
 			memcpy(refine->code, code->refine, index->codec.refine_size);
 		}

@@ -248,6 +248,7 @@ extern BlockNumber swarm_hnsw_blocks(const SwarmHnswLayout *layout,
 									 uint32 nodes);
 extern void swarm_hnsw_init_page(Page page, uint16 kind, uint32 number);
 extern bool swarm_hnsw_page_is(Page page, uint16 kind, uint32 number);
+extern void swarm_hnsw_use_page(Page page, const void *end);
 extern void swarm_hnsw_check_page(Relation rel, BlockNumber block, Page page,
 								  uint16 kind, uint32 number);
 extern bool swarm_hnsw_may_follow(SwarmNodeState from, SwarmNodeState to);

@@ -50,8 +50,9 @@ static const struct
 	[QUANTIZER_NONE] = {32, 0},
 };
 
-/* Below this many dimensions a code is small beside its links: spend a bit. */
+/* Below this many dimensions a code is small beside its links: spend more. */
 #define SMALL_DIMS	512
+#define SMALL_DIMS_BITS	2
 
 static relopt_enum_elt_def quantizer_values[] = {
 	{"auto", QUANTIZER_AUTO},
@@ -224,7 +225,7 @@ swarm_hnsw_quantizer(const SwarmHnswOptions *options, int dims, int *bits,
 	*bits = quantizers[quantizer].bits;
 	*refine_bits = quantizers[quantizer].refine_bits;
 	if (*refine_bits > 0 && dims <= SMALL_DIMS)
-		(*refine_bits)++;
+		*refine_bits += SMALL_DIMS_BITS;
 	if (options->refine_bits >= 0)
 		*refine_bits = options->refine_bits;
 	if (options->rerank != SWARM_RERANK_INDEX || *bits >= 8)

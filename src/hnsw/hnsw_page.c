@@ -252,8 +252,11 @@ swarm_hnsw_blocks(const SwarmHnswLayout *layout, uint32 nodes)
 }
 
 /*
- * swarm_hnsw_init_page: make an empty page of a kind.  All of it counts as
- * used, so that no part is taken for a hole when it is logged.
+ * swarm_hnsw_init_page: make an empty page of a kind.
+ *
+ * Pages of nodes and of refine codes, and the metapage, count as used as far
+ * as swarm_hnsw_use_page says: what lies behind is not looked at when changes
+ * are logged.  All of the others counts as used.
  */
 void
 swarm_hnsw_init_page(Page page, uint16 kind, uint32 number)
@@ -261,7 +264,8 @@ swarm_hnsw_init_page(Page page, uint16 kind, uint32 number)
 	SwarmHnswSpecial *special;
 
 	PageInit(page, BLCKSZ, sizeof(SwarmHnswSpecial));
-	((PageHeader) page)->pd_lower = ((PageHeader) page)->pd_upper;
+	if (kind == SWARM_STREAM_UPPER || kind == SWARM_PAGE_MODEL)
+		((PageHeader) page)->pd_lower = ((PageHeader) page)->pd_upper;
 	special = (SwarmHnswSpecial *) PageGetSpecialPointer(page);
 	special->kind = kind;
 	special->magic = SWARM_HNSW_PAGE_MAGIC;
@@ -269,18 +273,17 @@ swarm_hnsw_init_page(Page page, uint16 kind, uint32 number)
 }
 
 /*
- * swarm_hnsw_page_is: is a page what its block should hold?
+ * swarm_hnsw_use_page: the page is used up to, and without, a byte.
  */
-bool
-swarm_hnsw_page_is(Page page, uint16 kind, uint32 number)
+void
+swarm_hnsw_use_page(Page page, const void *end)
 {
-	const SwarmHnswSpecial *special = (const SwarmHnswSpecial *)
-	(page + BLCKSZ - MAXALIGN(sizeof(SwarmHnswSpecial)));
+	PageHeader	header = (PageHeader) page;
+	Size		used = (const char *) end - (const char *) page;
 
-	return ((PageHeader) page)->pd_special ==
-		BLCKSZ - MAXALIGN(sizeof(SwarmHnswSpecial)) &&
-		special->magic == SWARM_HNSW_PAGE_MAGIC && special->kind == kind &&
-		special->number == number;
+	Assert(used <= header->pd_upper);
+	if (header->pd_lower < used)
+		header->pd_lower = used;
 }
 
 /*
