@@ -287,6 +287,21 @@ swarm_hnsw_use_page(Page page, const void *end)
 }
 
 /*
+ * swarm_hnsw_page_is: is a page what its block should hold?
+ */
+bool
+swarm_hnsw_page_is(Page page, uint16 kind, uint32 number)
+{
+	const SwarmHnswSpecial *special = (const SwarmHnswSpecial *)
+	(page + BLCKSZ - MAXALIGN(sizeof(SwarmHnswSpecial)));
+
+	return ((PageHeader) page)->pd_special ==
+		BLCKSZ - MAXALIGN(sizeof(SwarmHnswSpecial)) &&
+		special->magic == SWARM_HNSW_PAGE_MAGIC && special->kind == kind &&
+		special->number == number;
+}
+
+/*
  * swarm_hnsw_check_page: raise XX002 unless the page is what was expected.
  */
 void
