@@ -109,6 +109,11 @@ swarm_guc_find(const char *name)
 #define swarm_count_search(scan)	((void) 0)
 #endif
 
+/* An extension can add to what EXPLAIN says of a node since 18. */
+#if PG_VERSION_NUM >= 180000
+#define SWARM_EXPLAINS_NODES	1
+#endif
+
 /* A path that must not be used says so since 18, beside its infinite cost. */
 #if PG_VERSION_NUM >= 180000
 #define swarm_disable_path(path)	((path)->path.disabled_nodes = 2)

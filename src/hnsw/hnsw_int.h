@@ -577,6 +577,11 @@ typedef struct SwarmHnswCounters
 } SwarmHnswCounters;
 
 extern bool swarm_hnsw_last_counters(SwarmHnswCounters *counters);
+extern void swarm_hnsw_scan_counters(const void *opaque,
+									 SwarmHnswCounters *counters);
+
+/* hnsw_explain.c */
+extern void swarm_hnsw_explain_init(void);
 
 /* hnsw_vacuum.c */
 extern IndexBulkDeleteResult *swarm_hnsw_bulk_delete(IndexVacuumInfo *info,

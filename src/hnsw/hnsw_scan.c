@@ -106,6 +106,8 @@ typedef struct HnswScan
 	TupleTableSlot *slot;
 	IndexInfo  *info;
 	EState	   *estate;
+
+	SwarmHnswCounters total;	/* of the rescans before this one */
 } HnswScan;
 
 /* The scan of this session that began last, and what the last to end did. */
@@ -169,15 +171,55 @@ unpin(void *arg)
 }
 
 /*
+ * counters_of: what a search has done.
+ */
+static SwarmHnswCounters
+counters_of(const SwarmHnswSearch *search)
+{
+	SwarmHnswCounters counters = {0};
+
+	if (search != NULL)
+	{
+		counters.hops = search->hops;
+		counters.pages = search->pages;
+		counters.scored = search->scored;
+		counters.refined = search->refined;
+		counters.fetched = search->fetched;
+	}
+	return counters;
+}
+
+/*
  * count_scan: keep what a scan did before its memory goes.
  */
 static void
 count_scan(HnswScan *scan)
 {
-	if (current_scan != scan)
-		return;
-	counted = swarm_hnsw_last_counters(&last_counters);
-	current_scan = NULL;
+	swarm_hnsw_scan_counters(scan, &scan->total);
+	if (current_scan == scan)
+	{
+		last_counters = counters_of(scan->search);
+		counted = true;
+		current_scan = NULL;
+	}
+	scan->search = NULL;
+}
+
+/*
+ * swarm_hnsw_scan_counters: what a scan (the opaque part of its descriptor) has
+ * done in all its rescans.
+ */
+void
+swarm_hnsw_scan_counters(const void *opaque, SwarmHnswCounters *counters)
+{
+	const HnswScan *scan = opaque;
+	SwarmHnswCounters now = counters_of(scan->search);
+
+	counters->hops = scan->total.hops + now.hops;
+	counters->pages = scan->total.pages + now.pages;
+	counters->scored = scan->total.scored + now.scored;
+	counters->refined = scan->total.refined + now.refined;
+	counters->fetched = scan->total.fetched + now.fetched;
 }
 
 /*
@@ -187,24 +229,9 @@ count_scan(HnswScan *scan)
 bool
 swarm_hnsw_last_counters(SwarmHnswCounters *counters)
 {
-	const SwarmHnswSearch *search;
-
-	if (current_scan == NULL)
-	{
-		*counters = last_counters;
-		return counted;
-	}
-	memset(counters, 0, sizeof(*counters));
-	search = current_scan->search;
-	if (search != NULL)
-	{
-		counters->hops = search->hops;
-		counters->pages = search->pages;
-		counters->scored = search->scored;
-		counters->refined = search->refined;
-		counters->fetched = search->fetched;
-	}
-	return true;
+	*counters = current_scan != NULL ? counters_of(current_scan->search) :
+		last_counters;
+	return current_scan != NULL || counted;
 }
 
 /*
@@ -224,7 +251,6 @@ swarm_hnsw_rescan(IndexScanDesc desc, ScanKey keys, int nkeys,
 	count_scan(scan);
 	end_fetch(scan);
 	MemoryContextReset(scan->context);
-	scan->search = NULL;
 	scan->phase = PHASE_START;
 }
 

@@ -346,6 +346,8 @@ swarm_hnsw_score_page(SwarmHnswSearch *search, Page page,
 		count++;
 	}
 
+	if (count == 0)
+		return 0;
 	if (likely(!mixed))
 	{
 		swarm_codec_dots(&index->codec, query->codec[newest], codes, count, dots);

@@ -449,7 +449,10 @@ swarm_qhnsw_recall(PG_FUNCTION_ARGS)
 	SPI_connect();
 	recall_sql(target.heap, target.rel, &sql);
 	level = NewGUCNestLevel();
+	/* A sequential scan, and not at the cost that switching it off gives it. */
 	(void) set_config_option("enable_indexscan", "off", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("enable_seqscan", "on", PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 
 	command = psprintf("SELECT %s FROM ONLY %s WHERE %s ORDER BY pg_catalog.random() LIMIT %d",
