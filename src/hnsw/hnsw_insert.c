@@ -35,7 +35,7 @@ static SwarmNodeId store_node(SwarmHnswIndex *index, Relation rel,
 							  SwarmNodeState state, uint16 flags);
 static SwarmNodeId take_id(SwarmHnswIndex *index, Relation rel,
 						   SwarmHnswMeta *meta, Buffer buffers[], bool fresh[]);
-static bool next_to_fold(Relation rel, SwarmNodeId *id);
+static bool next_to_fold(Relation rel, SwarmNodeId *id, bool *taken);
 
 /*
  * swarm_hnsw_insert: aminsert.
@@ -374,9 +374,12 @@ take_id(SwarmHnswIndex *index, Relation rel, SwarmHnswMeta *meta,
 }
 
 /*
- * swarm_hnsw_fold: link all pending rows.  Returns how many.  When somebody
- * else folds: with `wait` waits for him and links what is left, else leaves it
- * to him.
+ * swarm_hnsw_fold: link the rows that are pending now.  Returns how many.  When
+ * somebody else folds: with `wait` waits for him and links what is left, else
+ * leaves it to him.
+ *
+ * Rows that come while it works are not its business: others may insert faster
+ * than it links, and it would never end.
  */
 int64
 swarm_hnsw_fold(Relation rel, bool wait)
@@ -384,6 +387,7 @@ swarm_hnsw_fold(Relation rel, bool wait)
 	SwarmHnswIndex *index = swarm_hnsw_open(rel);
 	int64		count = 0;
 	SwarmNodeId id;
+	bool		taken = false;
 
 	if (index->meta.pending == 0 && index->meta.oldest == index->meta.generation)
 		return 0;
@@ -392,7 +396,7 @@ swarm_hnsw_fold(Relation rel, bool wait)
 	else if (!ConditionalLockPage(rel, FOLD_LOCK, ExclusiveLock))
 		return 0;
 	swarm_hnsw_train(rel);
-	while (next_to_fold(rel, &id))
+	while (next_to_fold(rel, &id, &taken))
 	{
 		CHECK_FOR_INTERRUPTS();
 		SWARM_FAULT("hnsw.fold");
@@ -410,17 +414,18 @@ swarm_hnsw_fold(Relation rel, bool wait)
 
 /*
  * next_to_fold: the head of the list that is being folded; when that is empty
- * the pending list becomes it.  False when both are empty.
+ * the pending list becomes it, once: *taken says that it has.  False when there
+ * is nothing more to do.
  */
 static bool
-next_to_fold(Relation rel, SwarmNodeId *id)
+next_to_fold(Relation rel, SwarmNodeId *id, bool *taken)
 {
 	Buffer		buffer = ReadBuffer(rel, SWARM_HNSW_META_BLOCK);
 	SwarmHnswMeta *meta = swarm_hnsw_meta(BufferGetPage(buffer));
 
 	LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
 	if (meta->folding_head == SWARM_NODE_NONE &&
-		meta->pending_head != SWARM_NODE_NONE)
+		meta->pending_head != SWARM_NODE_NONE && !*taken)
 	{
 		GenericXLogState *state = GenericXLogStart(rel);
 		SwarmHnswMeta *changed = swarm_hnsw_meta(swarm_hnsw_register(state, buffer, false));
@@ -428,6 +433,7 @@ next_to_fold(Relation rel, SwarmNodeId *id)
 		changed->folding_head = changed->pending_head;
 		changed->pending_head = SWARM_NODE_NONE;
 		GenericXLogFinish(state);
+		*taken = true;
 	}
 	*id = meta->folding_head;
 	UnlockReleaseBuffer(buffer);
