@@ -110,7 +110,7 @@ DECLARE
 BEGIN
 	FOR run IN 1 .. 5 LOOP
 		FOREACH l IN ARRAY swarm._simd_levels() LOOP
-			EXECUTE format('SET LOCAL pg_swarm.simd = %L', l);
+			EXECUTE format('SET LOCAL qhnsw.simd = %L', l);
 			s := clock_timestamp();
 			PERFORM min(a.e <=> b.e) FROM d a, (SELECT e FROM d LIMIT 300) b;
 			INSERT INTO r VALUES (l, extract(epoch FROM clock_timestamp() - s) * 1e9 / (300 * (SELECT count(*) FROM d)));

@@ -78,7 +78,7 @@ COMMENT ON FUNCTION swarm.simhash(real[], integer)
 	IS 'bits whose Hamming distance follows the angle between vectors';
 
 -- swarm._simd_level(): the instructions that compute distances in this
--- session; swarm._simd_levels(): those that pg_swarm.simd accepts here.
+-- session; swarm._simd_levels(): those that qhnsw.simd accepts here.
 CREATE FUNCTION swarm._simd_level()
 RETURNS text
 AS 'MODULE_PATHNAME', 'swarm__simd_level'

@@ -1,6 +1,6 @@
 /*
  * vector_simd.c
- *	  The setting pg_swarm.simd.
+ *	  The setting qhnsw.simd.
  *
  * Which kernels a process uses is its own affair: a session that changes the
  * setting changes its results in the last bits and nobody else's.
@@ -66,7 +66,7 @@ void
 swarm_vector_init(void)
 {
 	swarm_quant_init();
-	DefineCustomEnumVariable("pg_swarm.simd",
+	DefineCustomEnumVariable("qhnsw.simd",
 							 "Selects the processor instructions that compute distances.",
 							 "\"auto\" uses the widest that the processor has; results differ in the last bits.",
 							 &simd,

@@ -61,7 +61,7 @@ DECLARE
 	nb float8;
 	cosine float8;
 BEGIN
-	EXECUTE format('SET LOCAL pg_swarm.simd = %L', level);
+	EXECUTE format('SET LOCAL qhnsw.simd = %L', level);
 	ASSERT swarm._simd_level() = level;
 	PERFORM setseed(0.25);
 	FOR n IN 1 .. 140 LOOP
@@ -90,11 +90,11 @@ SELECT count(check_level(l)) > 0 AS levels FROM unnest(swarm._simd_levels()) l;
 SELECT 'scalar' = ANY (swarm._simd_levels()) AS scalar, swarm._simd_level() = ANY (swarm._simd_levels()) AS usable;
 
 -- the setting
-SHOW pg_swarm.simd;
-SET pg_swarm.simd = 'scalar';
+SHOW qhnsw.simd;
+SET qhnsw.simd = 'scalar';
 SELECT swarm._simd_level();
-RESET pg_swarm.simd;
-SELECT error_of('SET pg_swarm.simd = mmx') ~ '22023.*invalid value.*pg_swarm.simd' AS refused;
+RESET qhnsw.simd;
+SELECT error_of('SET qhnsw.simd = mmx') ~ '22023.*invalid value.*qhnsw.simd' AS refused;
 DO $$
 DECLARE
 	missing text;
@@ -102,7 +102,7 @@ BEGIN
 	FOREACH missing IN ARRAY ARRAY['scalar', 'sse', 'avx2', 'avx512', 'avx512vnni', 'neon'] LOOP
 		CONTINUE WHEN missing = ANY (swarm._simd_levels());
 		BEGIN
-			EXECUTE format('SET pg_swarm.simd = %L', missing);
+			EXECUTE format('SET qhnsw.simd = %L', missing);
 			ASSERT false, missing || ' was accepted';
 		EXCEPTION WHEN invalid_parameter_value THEN
 			NULL;
