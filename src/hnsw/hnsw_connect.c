@@ -166,6 +166,11 @@ attach(Walker *w, SwarmNodeId id)
 			if (from == id)
 				continue;
 			n = swarm_hnsw_read_links(index, w->rel, from, 0, links);
+			/* Somebody may have linked to it since the walk. */
+			for (uint32 j = 0; j < n && !done; j++)
+				done = links[j] == id;
+			if (done)
+				break;
 			memcpy(wanted, links, n * sizeof(SwarmNodeId));
 			if (n < max)
 				wanted[n] = id;
