@@ -114,6 +114,13 @@ swarm_guc_find(const char *name)
 #define SWARM_EXPLAINS_NODES	1
 #endif
 
+/* A mark after a declaration until 17, a word before it since 18. */
+#if PG_VERSION_NUM >= 180000
+#define swarm_noreturn		pg_noreturn
+#else
+#define swarm_noreturn		pg_attribute_noreturn()
+#endif
+
 /* A path that must not be used says so since 18, beside its infinite cost. */
 #if PG_VERSION_NUM >= 180000
 #define swarm_disable_path(path)	((path)->path.disabled_nodes = 2)

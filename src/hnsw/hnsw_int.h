@@ -19,6 +19,7 @@
 #include "utils/rel.h"
 #include "utils/relcache.h"
 
+#include "base/compat.h"
 #include "quant/codec.h"
 
 /* ---------------------------------------------------------------- pages */
@@ -253,8 +254,8 @@ extern void swarm_hnsw_check_page(Relation rel, BlockNumber block, Page page,
 								  uint16 kind, uint32 number);
 extern bool swarm_hnsw_may_follow(SwarmNodeState from, SwarmNodeState to);
 extern const char *swarm_hnsw_state_name(SwarmNodeState state);
-extern void swarm_hnsw_damaged(Relation rel, const char *what,
-							   uint32 number) pg_attribute_noreturn();
+swarm_noreturn extern void swarm_hnsw_damaged(Relation rel, const char *what,
+											  uint32 number);
 extern Buffer swarm_hnsw_read(SwarmHnswIndex *index, Relation rel,
 							  SwarmHnswStream stream, uint32 page,
 							  int lock);

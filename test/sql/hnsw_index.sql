@@ -1,5 +1,16 @@
 -- qhnsw: what can be indexed, and that it is found.
 SET client_min_messages = warning;
+-- the nodes of a plan, as all versions call them
+CREATE FUNCTION plan(query text) RETURNS SETOF text LANGUAGE plpgsql AS $$
+DECLARE
+	line text;
+BEGIN
+	FOR line IN EXECUTE 'EXPLAIN (COSTS OFF) ' || query LOOP
+		IF line ~ '^ *(->  )?(Limit|Sort|Aggregate|Merge Append|Nested Loop|[A-Z][a-z]+ (Only )?Scan)' AND line !~ 'Sort Key' THEN
+			RETURN NEXT rtrim(line);
+		END IF;
+	END LOOP;
+END $$;
 CREATE FUNCTION vec(i int, d int) RETURNS real[] LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS
 	$$ SELECT array_agg(((hashint4(i * 20011 + j) & 65535) / 65536.0 - 0.5)::real ORDER BY j) FROM generate_series(1, d) j $$;
 CREATE FUNCTION error_of(command text) RETURNS text LANGUAGE plpgsql AS $$
@@ -28,9 +39,9 @@ INSERT INTO item SELECT i, vec(i, 16) FROM generate_series(1, 3000) i;
 CREATE INDEX item_l2 ON item USING qhnsw (e);
 CREATE INDEX item_cosine ON item USING qhnsw (e real_cosine_ops);
 CREATE INDEX item_ip ON item USING qhnsw (e real_ip_ops);
-EXPLAIN (COSTS OFF) SELECT id FROM item ORDER BY e <-> (SELECT vec(7, 16)) LIMIT 3;
-EXPLAIN (COSTS OFF) SELECT id FROM item ORDER BY e <=> (SELECT vec(7, 16)) LIMIT 3;
-EXPLAIN (COSTS OFF) SELECT id FROM item ORDER BY e <#> (SELECT vec(7, 16)) LIMIT 3;
+SELECT plan($q$SELECT id FROM item ORDER BY e <-> (SELECT vec(7, 16)) LIMIT 3$q$);
+SELECT plan($q$SELECT id FROM item ORDER BY e <=> (SELECT vec(7, 16)) LIMIT 3$q$);
+SELECT plan($q$SELECT id FROM item ORDER BY e <#> (SELECT vec(7, 16)) LIMIT 3$q$);
 SELECT id FROM item ORDER BY e <-> vec(7, 16) LIMIT 1;
 SELECT id FROM item ORDER BY e <=> vec(7, 16) LIMIT 1;
 SELECT i, (swarm.qhnsw_recall(i, 50)).recall >= 0.9 AS recall FROM unnest(ARRAY['item_l2', 'item_cosine', 'item_ip']::regclass[]) i;
@@ -240,4 +251,4 @@ SELECT error_of(c) FROM unnest(ARRAY[
 	'CREATE INDEX ON dim USING qhnsw (e) WITH (quantizer = rabitq1)']) c;
 DROP TABLE dim;
 DROP TABLE item;
-DROP FUNCTION vec, error_of;
+DROP FUNCTION vec, error_of, plan;

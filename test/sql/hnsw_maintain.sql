@@ -1,5 +1,16 @@
 -- qhnsw: indexes of all kinds, and what is done to them.
 SET client_min_messages = warning;
+-- the nodes of a plan, as all versions call them
+CREATE FUNCTION plan(query text) RETURNS SETOF text LANGUAGE plpgsql AS $$
+DECLARE
+	line text;
+BEGIN
+	FOR line IN EXECUTE 'EXPLAIN (COSTS OFF) ' || query LOOP
+		IF line ~ '^ *(->  )?(Limit|Sort|Aggregate|Merge Append|Nested Loop|[A-Z][a-z]+ (Only )?Scan)' AND line !~ 'Sort Key' THEN
+			RETURN NEXT rtrim(line);
+		END IF;
+	END LOOP;
+END $$;
 CREATE FUNCTION vec(i int, d int) RETURNS real[] LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS
 	$$ SELECT array_agg(((hashint4(i * 20011 + j) & 65535) / 65536.0 - 0.5)::real ORDER BY j) FROM generate_series(1, d) j $$;
 CREATE FUNCTION good(index regclass) RETURNS text LANGUAGE plpgsql AS $$
@@ -129,8 +140,8 @@ CREATE FUNCTION twice(real[]) RETURNS real[] LANGUAGE sql IMMUTABLE STRICT AS
 CREATE TABLE odd AS SELECT id, tag, e FROM item WHERE id <= 1500;
 CREATE INDEX odd_partial ON odd USING qhnsw (e) WHERE tag = 3;
 CREATE INDEX odd_expression ON odd USING qhnsw (twice(e)) WHERE tag < 3;
-EXPLAIN (COSTS OFF) SELECT id FROM odd WHERE tag = 3 ORDER BY e <-> (SELECT vec(13, 12)) LIMIT 1;
-EXPLAIN (COSTS OFF) SELECT id FROM odd WHERE tag < 3 ORDER BY twice(e) <-> (SELECT vec(13, 12)) LIMIT 1;
+SELECT plan($q$SELECT id FROM odd WHERE tag = 3 ORDER BY e <-> (SELECT vec(13, 12)) LIMIT 1$q$);
+SELECT plan($q$SELECT id FROM odd WHERE tag < 3 ORDER BY twice(e) <-> (SELECT vec(13, 12)) LIMIT 1$q$);
 SELECT id FROM odd WHERE tag = 3 ORDER BY e <-> vec(13, 12) LIMIT 1;
 SELECT good('odd_partial'), good('odd_expression');
 SET qhnsw.rerank = heap;
@@ -196,4 +207,4 @@ SELECT swarm.qhnsw_stats('quick_e');
 INSERT INTO quick VALUES ('{1,2}');
 DROP TABLE quick;
 DROP TABLE item;
-DROP FUNCTION vec, good;
+DROP FUNCTION vec, good, plan;

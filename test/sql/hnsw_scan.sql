@@ -1,5 +1,16 @@
 -- qhnsw: scans in all the ways that the executor has.
 SET client_min_messages = warning;
+-- the nodes of a plan, as all versions call them
+CREATE FUNCTION plan(query text) RETURNS SETOF text LANGUAGE plpgsql AS $$
+DECLARE
+	line text;
+BEGIN
+	FOR line IN EXECUTE 'EXPLAIN (COSTS OFF) ' || query LOOP
+		IF line ~ '^ *(->  )?(Limit|Sort|Aggregate|Merge Append|Nested Loop|[A-Z][a-z]+ (Only )?Scan)' AND line !~ 'Sort Key' THEN
+			RETURN NEXT rtrim(line);
+		END IF;
+	END LOOP;
+END $$;
 CREATE FUNCTION vec(i int, d int) RETURNS real[] LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS
 	$$ SELECT array_agg(((hashint4(i * 20011 + j) & 65535) / 65536.0 - 0.5)::real ORDER BY j) FROM generate_series(1, d) j $$;
 CREATE TABLE item (id int PRIMARY KEY, tag int, e real[]);
@@ -12,15 +23,15 @@ SET enable_sort = off;
 SET qhnsw.ef_search = 80;
 
 -- the planner: for ORDER BY only, and honest without LIMIT
-EXPLAIN (COSTS OFF) SELECT id FROM item ORDER BY e <-> (SELECT vec(7, 16)) LIMIT 3;
-EXPLAIN (COSTS OFF) SELECT count(*) FROM item;
-EXPLAIN (COSTS OFF) SELECT id FROM item WHERE e <-> (SELECT vec(7, 16)) < 1;
-EXPLAIN (COSTS OFF) SELECT id FROM item ORDER BY e <-> (SELECT vec(7, 16)) DESC LIMIT 3;
-EXPLAIN (COSTS OFF) SELECT id FROM item ORDER BY e <=> (SELECT vec(7, 16)) LIMIT 3;
+SELECT plan($q$SELECT id FROM item ORDER BY e <-> (SELECT vec(7, 16)) LIMIT 3$q$);
+SELECT plan($q$SELECT count(*) FROM item$q$);
+SELECT plan($q$SELECT id FROM item WHERE e <-> (SELECT vec(7, 16)) < 1$q$);
+SELECT plan($q$SELECT id FROM item ORDER BY e <-> (SELECT vec(7, 16)) DESC LIMIT 3$q$);
+SELECT plan($q$SELECT id FROM item ORDER BY e <=> (SELECT vec(7, 16)) LIMIT 3$q$);
 RESET enable_seqscan;
 RESET enable_sort;
-EXPLAIN (COSTS OFF) SELECT id FROM item ORDER BY e <-> (SELECT vec(7, 16)) LIMIT 3;
-EXPLAIN (COSTS OFF) SELECT id FROM item WHERE id = 7 ORDER BY e <-> (SELECT vec(7, 16)) LIMIT 3;
+SELECT plan($q$SELECT id FROM item ORDER BY e <-> (SELECT vec(7, 16)) LIMIT 3$q$);
+SELECT plan($q$SELECT id FROM item WHERE id = 7 ORDER BY e <-> (SELECT vec(7, 16)) LIMIT 3$q$);
 SET enable_seqscan = off;
 SET enable_sort = off;
 
@@ -129,7 +140,7 @@ SELECT count(*) FROM (VALUES (vec(1, 16)), (vec(1, 15))) q (e) CROSS JOIN LATERA
 -- prepared statements, custom and generic
 PREPARE nearest (real[], int) AS SELECT id FROM item ORDER BY e <-> $1 LIMIT $2;
 SET plan_cache_mode = force_generic_plan;
-EXPLAIN (COSTS OFF) EXECUTE nearest (vec(5, 16), 1);
+SELECT plan($q$EXECUTE nearest (vec(5, 16), 1)$q$);
 EXECUTE nearest (vec(5, 16), 1);
 EXECUTE nearest (vec(6, 16), 1);
 SET plan_cache_mode = force_custom_plan;
@@ -166,7 +177,7 @@ CREATE TABLE part1 PARTITION OF part FOR VALUES IN (1);
 CREATE TABLE part2 PARTITION OF part FOR VALUES IN (2);
 INSERT INTO part SELECT id, e FROM item WHERE id <= 300;
 CREATE INDEX part_e ON part USING qhnsw (e);
-EXPLAIN (COSTS OFF) SELECT id FROM part ORDER BY e <-> (SELECT vec(7, 16)) LIMIT 3;
+SELECT plan($q$SELECT id FROM part ORDER BY e <-> (SELECT vec(7, 16)) LIMIT 3$q$);
 SELECT id FROM part ORDER BY e <-> vec(7, 16) LIMIT 1;
 SELECT count(*), count(DISTINCT id) FROM (SELECT id FROM part ORDER BY e <-> vec(7, 16)) s;
 UPDATE part SET id = 1001 WHERE id = 7;
@@ -178,4 +189,4 @@ DROP TABLE part;
 SELECT set_config(name, 'on', false) FROM pg_settings WHERE name IN ('force_parallel_mode', 'debug_parallel_query') ORDER BY name;
 SELECT id FROM item ORDER BY e <-> vec(7, 16) LIMIT 1;
 DROP TABLE item;
-DROP FUNCTION vec, in_order;
+DROP FUNCTION vec, in_order, plan;
