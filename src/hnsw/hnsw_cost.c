@@ -24,7 +24,7 @@
 #define CODES_PER_HOP	14
 
 /* Of the pages that a walk touches, those that another walk did not. */
-#define COLD_SHARE		0.1
+#define COLD_SHARE		0.02
 
 /*
  * swarm_hnsw_cost: amcostestimate.

@@ -17,6 +17,17 @@
 #define MAX_LINKS		200
 #define TWIN_CANDIDATES	4
 
+/* Candidates that links are chosen from: ef_construction at most. */
+#define MAX_CANDIDATES	2000
+
+/* Nodes that become points when they are looked at. */
+typedef struct NodeLoader
+{
+	SwarmGraph *graph;
+	SwarmPoint *points;
+	const SwarmNodeId *ids;
+} NodeLoader;
+
 /* Room beyond what the estimate of the rows and the memory say. */
 #define SPARE_ROOM		1024
 
@@ -454,30 +465,41 @@ walk_layer(SwarmGraph *graph, const SwarmPoint *query, int level, int ef)
 }
 
 /*
+ * load_node: make the i-th of some nodes ready to be chosen.
+ */
+static void
+load_node(void *arg, int i)
+{
+	NodeLoader *loader = arg;
+
+	loader->points[i] = point_of(loader->graph, loader->ids[i]);
+}
+
+/*
  * choose: links for a node from sorted candidates.
  */
 static int
 choose(SwarmGraph *graph, SwarmNodeId self, const SwarmCandidates *sorted,
 	   int max, SwarmNodeId *chosen)
 {
+	int			n = Min(sorted->count, MAX_CANDIDATES);
+	SwarmPoint	points[MAX_CANDIDATES];
+	SwarmNodeId ids[MAX_CANDIDATES];
+	float		distances[MAX_CANDIDATES];
+	int			picked[MAX_LINKS];
+	NodeLoader	loader = {.graph = graph, .points = points, .ids = ids};
 	int			count = 0;
-	SwarmPoint	taken[MAX_LINKS];
 
-	for (int i = 0; i < sorted->count && count < max; i++)
-	{
-		const SwarmCandidate *c = &sorted->items[i];
-		SwarmPoint	point;
-		bool		take = c->id != self;
-
-		point = point_of(graph, c->id);
-		for (int j = 0; j < count && take; j++)
-			take = swarm_hnsw_point_distance(&point, &taken[j],
-											 graph->index->dims) >= c->distance;
-		if (!take)
-			continue;
-		taken[count] = point;
-		chosen[count++] = c->id;
-	}
+	for (int i = 0; i < n; i++)
+		if (sorted->items[i].id != self)
+		{
+			ids[count] = sorted->items[i].id;
+			distances[count++] = sorted->items[i].distance;
+		}
+	count = swarm_hnsw_select(points, distances, count, graph->index->dims, max,
+							  picked, load_node, &loader);
+	for (int i = 0; i < count; i++)
+		chosen[i] = ids[picked[i]];
 	return count;
 }
 

@@ -516,7 +516,7 @@ extern bool swarm_hnsw_nearest_entry(SwarmHnswSearch *search, int to_level,
 /* hnsw_select.c */
 typedef void (*SwarmPointLoad) (void *arg, int i);
 
-extern int	swarm_hnsw_select(const SwarmPoint *points, const float *distances,
+extern int	swarm_hnsw_select(SwarmPoint *points, const float *distances,
 							  int n, int dims, int max, int *chosen,
 							  SwarmPointLoad load, void *arg);
 

@@ -515,7 +515,8 @@ swarm_hnsw_swap_links(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 		UnlockReleaseBuffer(buffer);
 		return false;
 	}
-	memcpy(links, wanted, nwanted * sizeof(SwarmNodeId));
+	if (nwanted > 0)
+		memcpy(links, wanted, nwanted * sizeof(SwarmNodeId));
 	GenericXLogFinish(state);
 	UnlockReleaseBuffer(buffer);
 	return true;

@@ -628,7 +628,7 @@ read_flat(IndexScanDesc desc)
 				swarm_hnsw_append(node->flags & SWARM_NODE_NULL ?
 								  &nulls : &scan->odd, c);
 			}
-			else if ((1u << node->state) & states)
+			else if ((1u << (node->state & 31)) & states)
 				ids[count++] = start + i;
 		}
 		if (scan->any_order)

@@ -335,7 +335,7 @@ swarm_hnsw_score_page(SwarmHnswSearch *search, Page page,
 	{
 		const SwarmNode *node = swarm_hnsw_node(index, page, ids[i]);
 
-		if (((1u << node->state) & states) == 0)
+		if (((1u << (node->state & 31)) & states) == 0)
 			continue;
 		nodes[count] = node;
 		codes[count] = node->code;

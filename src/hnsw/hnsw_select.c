@@ -2,8 +2,8 @@
  * hnsw_select.c
  *	  Which of the candidates a node is linked to.
  *
- * The heuristic of the HNSW paper (Malkov and Yashunin, 2018, algorithm 4,
- * without its options): a candidate is taken unless one that was taken before
+ * The heuristic of the HNSW paper (Malkov and Yashunin, 2018, algorithm 4): a
+ * candidate is taken unless one that was taken before
  * is nearer to it than the node is.  So links point in many directions.
  *
  * Pure computation; used by the build in memory and by the pages alike.
@@ -15,16 +15,20 @@
 
 /*
  * swarm_hnsw_select: choose at most `max` of n points, which ascend by their
- * distance from the node.  Writes their indexes, ascending, to `chosen` and
- * returns how many.  `load` (may be NULL) makes points[i] ready before it is
- * looked at.
+ * distance from the node.  Writes their indexes to `chosen` and returns how
+ * many.  `load` (may be NULL) makes points[i] ready before it is looked at.
+ *
+ * When few are taken, the nearest of the others fill up to half of `max`: in
+ * tight clusters the rule alone leaves so few links that parts of the graph
+ * hang together with nothing.
  */
 int
-swarm_hnsw_select(const SwarmPoint *points, const float *distances, int n,
+swarm_hnsw_select(SwarmPoint *points, const float *distances, int n,
 				  int dims, int max, int *chosen, SwarmPointLoad load,
 				  void *arg)
 {
 	int			count = 0;
+	int			taken;
 
 	for (int i = 0; i < n && count < max; i++)
 	{
@@ -36,6 +40,16 @@ swarm_hnsw_select(const SwarmPoint *points, const float *distances, int n,
 			take = swarm_hnsw_point_distance(&points[i], &points[chosen[j]],
 											 dims) >= distances[i];
 		if (take)
+			chosen[count++] = i;
+	}
+
+	/* Those that were taken ascend. */
+	taken = count;
+	for (int i = 0, j = 0; i < n && count < max / 2; i++)
+	{
+		if (j < taken && chosen[j] == i)
+			j++;
+		else
 			chosen[count++] = i;
 	}
 	return count;
