@@ -24,6 +24,7 @@
 
 #include "access/table.h"
 #include "access/tableam.h"
+#include "access/xact.h"
 #include "catalog/index.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
@@ -86,7 +87,8 @@ swarm_hnsw_train(Relation rel)
 	float	   *mean;
 	float		radius;
 
-	if (index->meta.dims == 0)
+	/* A parallel VACUUM may not take the snapshots that this needs. */
+	if (index->meta.dims == 0 || IsInParallelMode())
 		return;
 	if (index->meta.oldest != index->meta.generation)
 		recode_all(rel);
