@@ -498,6 +498,7 @@ repair_node(Vacuum *v, SwarmNodeId id, int level)
 	SwarmNodeId old[MAX_LINKS];
 	SwarmNodeId beyond[MAX_LINKS];
 	SwarmNodeId candidates[MAX_CANDIDATES];
+	SwarmNodeId chosen[MAX_LINKS];
 	SwarmNodeId wanted[MAX_LINKS];
 	int			nold;
 	int			count;
@@ -505,11 +506,14 @@ repair_node(Vacuum *v, SwarmNodeId id, int level)
 	do
 	{
 		int			n = 0;
+		int			nlive;
+		int			nwanted;
 
 		nold = swarm_hnsw_read_links(index, v->rel, id, level, old);
 		for (int i = 0; i < nold; i++)
 			if (old[i] >= v->nodes || !has_bit(v->dead, old[i]))
 				candidates[n++] = old[i];
+		nlive = nwanted = n;
 		for (int i = 0; i < nold; i++)
 		{
 			int			m;
@@ -528,7 +532,22 @@ repair_node(Vacuum *v, SwarmNodeId id, int level)
 					candidates[n++] = beyond[j];
 			}
 		}
-		count = swarm_hnsw_choose(index, v->rel, id, candidates, n, max, wanted);
+		/*
+		 * Live links stay, also those that choosing anew would leave out: each
+		 * may be the only one that leads there.
+		 */
+		count = swarm_hnsw_choose(index, v->rel, id, candidates, n, max, chosen);
+		memcpy(wanted, candidates, nlive * sizeof(SwarmNodeId));
+		for (int i = 0; i < count && nwanted < max; i++)
+		{
+			bool		known = false;
+
+			for (int j = 0; j < nlive && !known; j++)
+				known = candidates[j] == chosen[i];
+			if (!known)
+				wanted[nwanted++] = chosen[i];
+		}
+		count = nwanted;
 	} while (!swarm_hnsw_swap_links(index, v->rel, id, level, old, nold, wanted,
 									count));
 }
