@@ -82,6 +82,7 @@ static void insert_rest(SwarmBuild *build);
 static void insert_row(Relation rel, ItemPointer tid, Datum *values,
 					   bool *isnull, bool alive, void *state);
 static int	compare_tids(const void *a, const void *b);
+static void let_interrupt(const Buffer *buffers);
 static SwarmNodeId *place_nodes(const SwarmGraph *graph,
 								const SwarmHnswMeta *meta, uint32 per_page);
 static void write_meta(Relation rel, ForkNumber fork,
@@ -456,8 +457,7 @@ write_graph(SwarmBuild *build)
 
 			if (covers == 0 || id % covers != 0)
 				continue;
-			CHECK_FOR_INTERRUPTS();
-			SWARM_FAULT("hnsw.build.write");
+			let_interrupt(buffers);
 			if (buffers[stream] != InvalidBuffer)
 			{
 				MarkBufferDirty(buffers[stream]);
@@ -493,6 +493,23 @@ write_graph(SwarmBuild *build)
 	UnlockReleaseBuffer(meta_buffer);
 	pfree(order);
 	pfree(ids);
+}
+
+/*
+ * let_interrupt: a place where the writing can be cancelled, which it cannot
+ * while it holds locks of buffers.
+ */
+static void
+let_interrupt(const Buffer *buffers)
+{
+	for (int stream = 0; stream < SWARM_HNSW_STREAMS; stream++)
+		if (buffers[stream] != InvalidBuffer)
+			LockBuffer(buffers[stream], BUFFER_LOCK_UNLOCK);
+	CHECK_FOR_INTERRUPTS();
+	SWARM_FAULT("hnsw.build.write");
+	for (int stream = 0; stream < SWARM_HNSW_STREAMS; stream++)
+		if (buffers[stream] != InvalidBuffer)
+			LockBuffer(buffers[stream], BUFFER_LOCK_EXCLUSIVE);
 }
 
 /*
