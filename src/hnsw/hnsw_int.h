@@ -256,6 +256,8 @@ extern bool swarm_hnsw_may_follow(SwarmNodeState from, SwarmNodeState to);
 extern const char *swarm_hnsw_state_name(SwarmNodeState state);
 swarm_noreturn extern void swarm_hnsw_damaged(Relation rel, const char *what,
 											  uint32 number);
+extern void swarm_hnsw_check_row(Relation rel, Relation heap, ItemPointer tid,
+								 BlockNumber *blocks);
 extern Buffer swarm_hnsw_read(SwarmHnswIndex *index, Relation rel,
 							  SwarmHnswStream stream, uint32 page,
 							  int lock);

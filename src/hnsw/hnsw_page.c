@@ -89,6 +89,26 @@ swarm_hnsw_damaged(Relation rel, const char *what, uint32 number)
 }
 
 /*
+ * swarm_hnsw_check_row: raise XX002 unless the table has the block of a row.
+ * *blocks is what the caller knows of the table's length, 0 at first.
+ *
+ * The server trusts an index: it would extend the table for the block number
+ * that means a new one.
+ */
+void
+swarm_hnsw_check_row(Relation rel, Relation heap, ItemPointer tid,
+					 BlockNumber *blocks)
+{
+	BlockNumber block = ItemPointerGetBlockNumberNoCheck(tid);
+
+	if (likely(block < *blocks))
+		return;
+	*blocks = RelationGetNumberOfBlocks(heap);
+	if (block >= *blocks)
+		swarm_hnsw_damaged(rel, "a row beyond the table's end, in block", block);
+}
+
+/*
  * swarm_hnsw_layout: compute the addresses of an index.
  */
 void

@@ -81,6 +81,8 @@ typedef struct HnswScan
 	SwarmIdSet	returned;
 	float		last;			/* distance of the last row returned */
 
+	BlockNumber heap_blocks;	/* of the table, known to exist */
+
 	/* the family whose rows are being returned */
 	SwarmNodeId twin;			/* the next one to return; NONE: the end */
 	bool		in_family;
@@ -325,7 +327,11 @@ swarm_hnsw_get_tuple(IndexScanDesc desc, ScanDirection direction)
 			begin_family(scan, &c, &desc->xs_heaptid);
 	}
 	if (found)
+	{
+		swarm_hnsw_check_row(rel, desc->heapRelation, &desc->xs_heaptid,
+							 &scan->heap_blocks);
 		scan->left--;
+	}
 	MemoryContextSwitchTo(old);
 	return found;
 }
@@ -366,6 +372,7 @@ start(IndexScanDesc desc)
 	scan->last = -INFINITY;
 	scan->twin = SWARM_NODE_NONE;
 	scan->in_family = false;
+	scan->heap_blocks = 0;
 	scan->family_tids = NULL;
 	scan->family_count = scan->family_room = 0;
 	scan->left = swarm_hnsw_max_scan_tuples();
@@ -824,6 +831,8 @@ refine_by_row(IndexScanDesc desc, SwarmCandidate *c)
 		scan->estate = CreateExecutorState();
 	}
 	scan->search->fetched++;
+	swarm_hnsw_check_row(desc->indexRelation, desc->heapRelation, &tid,
+						 &scan->heap_blocks);
 	if (!table_index_fetch_tuple(scan->fetch, &tid, desc->xs_snapshot,
 								 scan->slot, &again, NULL))
 		visible = false;

@@ -52,6 +52,7 @@ typedef struct Trainer
 	SwarmHnswIndex *index;
 	Relation	rel;
 	Relation	heap;
+	BlockNumber heap_blocks;	/* known to exist */
 	IndexFetchTableData *fetch;
 	TupleTableSlot *slot;
 	AttrNumber	attribute;		/* of the table; 0: rows are not read */
@@ -308,6 +309,8 @@ read_row(Trainer *t, ItemPointer tid)
 
 	if (t->attribute == InvalidAttrNumber || !ItemPointerIsValid(tid))
 		return false;
+
+	swarm_hnsw_check_row(t->rel, t->heap, tid, &t->heap_blocks);
 
 	/* The newest snapshot: what it sees, nobody has removed yet. */
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
