@@ -163,6 +163,7 @@ run(const SwarmChore *chore, bool *failed)
 		FlushErrorState();
 		if (!bad)
 			elog(DEBUG1, "background work put off: %s", error->message);
+		FreeErrorData(error);
 		AbortCurrentTransaction();
 		RESUME_INTERRUPTS();
 	}
