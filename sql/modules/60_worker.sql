@@ -3,7 +3,7 @@
 CREATE FUNCTION swarm._worker_processes(OUT role text, OUT pid int, OUT datid oid, OUT slot int,
     OUT generation bigint, OUT state text, OUT since timestamptz, OUT job bigint, OUT attempt int,
     OUT kind int, OUT job_owner oid, OUT job_started timestamptz, OUT fraction float8,
-    OUT message text, OUT jobs_done bigint)
+    OUT message text, OUT jobs_done bigint, OUT chore text, OUT chore_object oid)
 RETURNS SETOF record LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 10
 AS 'MODULE_PATHNAME', 'swarm_worker_processes';
 
@@ -18,6 +18,9 @@ SELECT w.role, w.pid, d.datname AS database, w.slot, w.generation, w.state, w.si
        w.fraction AS progress,
        w.message,
        w.jobs_done,
+       w.chore,
+       CASE WHEN w.datid = (SELECT oid FROM pg_database WHERE datname = current_database())
+            THEN w.chore_object::regclass END AS chore_object,
        a.wait_event_type, a.wait_event, a.query_start, a.xact_start, a.backend_start
 FROM swarm._worker_processes() w
 LEFT JOIN pg_database d ON d.oid = w.datid

@@ -83,7 +83,7 @@ swarm_hnsw_connect(Relation rel)
 		{
 			if (w.reached[id / 8] & (1 << (id % 8)) || !is_linked(&w, id))
 				continue;
-			CHECK_FOR_INTERRUPTS();
+			swarm_hnsw_interrupts();
 			swarm_hnsw_lock_links(rel);
 			if (attach(&w, id))
 				count++;
@@ -113,7 +113,10 @@ walk_from(Walker *w, SwarmNodeId id)
 		for (int i = 0; i < n; i++)
 			reach(w, links[i]);
 		if ((w->head & 0x3ff) == 0)
+		{
 			swarm_vacuum_delay();
+			swarm_hnsw_interrupts();
+		}
 	}
 }
 

@@ -31,6 +31,7 @@ void
 swarm_hnsw_init(void)
 {
 	swarm_hnsw_options_init();
+	swarm_hnsw_chore_init();
 	swarm_hnsw_explain_init();
 }
 

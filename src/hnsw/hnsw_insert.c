@@ -107,6 +107,7 @@ insert_vector(Relation rel, Datum value, ItemPointer tid, bool *over)
 		index->layout.slot_size[SWARM_STREAM_NODE];
 
 		*over = bytes / 1024 >= swarm_hnsw_pending_list_limit;
+		swarm_hnsw_ask_fold(index, rel);
 	}
 	else
 	{
@@ -384,6 +385,18 @@ take_id(SwarmHnswIndex *index, Relation rel, SwarmHnswMeta *meta,
 int64
 swarm_hnsw_fold(Relation rel, bool wait)
 {
+	int64		count = swarm_hnsw_fold_some(rel, wait, PG_INT64_MAX);
+
+	return Max(count, 0);
+}
+
+/*
+ * swarm_hnsw_fold_some: the same for at most so many rows; -1 when somebody
+ * else folds.
+ */
+int64
+swarm_hnsw_fold_some(Relation rel, bool wait, int64 limit)
+{
 	SwarmHnswIndex *index = swarm_hnsw_open(rel);
 	int64		count = 0;
 	SwarmNodeId id;
@@ -394,11 +407,11 @@ swarm_hnsw_fold(Relation rel, bool wait)
 	if (wait)
 		LockPage(rel, FOLD_LOCK, ExclusiveLock);
 	else if (!ConditionalLockPage(rel, FOLD_LOCK, ExclusiveLock))
-		return 0;
+		return -1;
 	swarm_hnsw_train(rel);
-	while (next_to_fold(rel, &id, &taken))
+	while (count < limit && next_to_fold(rel, &id, &taken))
 	{
-		CHECK_FOR_INTERRUPTS();
+		swarm_hnsw_interrupts();
 		SWARM_FAULT("hnsw.fold");
 		swarm_hnsw_lock_links(rel);
 		swarm_hnsw_link(swarm_hnsw_open(rel), rel, id, NULL, true);

@@ -220,6 +220,7 @@ typedef struct SwarmHnswIndex
 	Oid			relid;
 	Oid			file;			/* number of the relation's file */
 	uint64		used;			/* for eviction */
+	TransactionId asked;		/* for a fold, by this (sub)transaction */
 	int			pins;			/* scans that hold it */
 	SwarmHnswOpclass opclass;
 	SwarmHnswMeta meta;			/* as of the last open */
@@ -330,6 +331,7 @@ typedef struct SwarmHnswOptions
 } SwarmHnswOptions;
 
 extern int	swarm_hnsw_pending_list_limit;	/* kB */
+extern int	swarm_hnsw_flush_after;
 
 extern void swarm_hnsw_options_init(void);
 extern bytea *swarm_hnsw_options(Datum reloptions, bool validate);
@@ -548,10 +550,18 @@ extern bool swarm_hnsw_insert(Relation rel, Datum *values, bool *isnull,
 							  IndexUniqueCheck unique, bool unchanged,
 							  IndexInfo *info);
 extern int64 swarm_hnsw_fold(Relation rel, bool wait);
+extern int64 swarm_hnsw_fold_some(Relation rel, bool wait, int64 limit);
 extern void swarm_hnsw_prepare_dims(Relation rel, int dims);
 extern Buffer swarm_hnsw_new_buffer(Relation rel, BlockNumber block);
 extern Page swarm_hnsw_register(GenericXLogState *state, Buffer buffer,
 								bool fresh);
+
+/* hnsw_chore.c */
+extern void swarm_hnsw_chore_init(void);
+extern void swarm_hnsw_ask_fold(SwarmHnswIndex *index, Relation rel);
+extern void swarm_hnsw_interrupts(void);
+extern Relation swarm_hnsw_open_table(Relation rel);
+extern void swarm_hnsw_close_table(Relation heap);
 
 /* hnsw_train.c */
 extern void swarm_hnsw_train(Relation rel);

@@ -97,6 +97,7 @@ static const struct config_enum_entry iterative_settings[] = {
 static relopt_kind kind;
 
 int			swarm_hnsw_pending_list_limit;
+int			swarm_hnsw_flush_after;
 static int	ef_search;
 static int	rerank;
 static int	iterative_scan;
@@ -162,6 +163,11 @@ swarm_hnsw_options_init(void)
 							&swarm_hnsw_pending_list_limit, 8192, 64,
 							MAX_KILOBYTES,
 							PGC_USERSET, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomIntVariable("qhnsw.flush_after",
+							"Sets how many rows an index collects before a runner links them.",
+							"-1 leaves that to VACUUM and to qhnsw.pending_list_limit.",
+							&swarm_hnsw_flush_after, 1000, -1, INT_MAX,
+							PGC_USERSET, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("qhnsw");
 }
 

@@ -134,7 +134,7 @@ mean_moved(SwarmHnswIndex *index, Relation rel, float *mean, float *radius)
 		bool		used;
 		double		own2 = 0;
 
-		CHECK_FOR_INTERRUPTS();
+		swarm_hnsw_interrupts();
 		buffer = swarm_hnsw_read_node(index, rel, id, BUFFER_LOCK_SHARE);
 		node = swarm_hnsw_node(index, BufferGetPage(buffer), id);
 		used = node->state == SWARM_NODE_LINKED ||
@@ -208,7 +208,7 @@ recode_all(Relation rel)
 	index->pins++;
 	PG_TRY();
 	{
-		t.heap = table_open(rel->rd_index->indrelid, AccessShareLock);
+		t.heap = swarm_hnsw_open_table(rel);
 		t.attribute = rel->rd_index->indkey.values[0];
 		t.fetch = table_index_fetch_begin(t.heap);
 		t.slot = table_slot_create(t.heap, NULL);
@@ -219,13 +219,13 @@ recode_all(Relation rel)
 
 		for (SwarmNodeId id = 0; id < index->meta.nodes; id++)
 		{
-			CHECK_FOR_INTERRUPTS();
+			swarm_hnsw_interrupts();
 			recode(&t, id);
 		}
 
 		ExecDropSingleTupleTableSlot(t.slot);
 		table_index_fetch_end(t.fetch);
-		table_close(t.heap, AccessShareLock);
+		swarm_hnsw_close_table(t.heap);
 	}
 	PG_FINALLY();
 	{

@@ -115,6 +115,7 @@ typedef struct SwarmReady
 #define SWARM_READY_TOUCHED		0x80	/* has a row in _job_attempt */
 
 typedef struct SwarmEntry SwarmEntry;	/* job_int.h */
+typedef struct SwarmChore SwarmChore;	/* job_int.h */
 
 /* A claimed job, as a runner sees it. */
 typedef struct SwarmClaim
@@ -165,6 +166,9 @@ typedef struct SwarmSlot
 	double		fraction;
 	char		message[SWARM_MESSAGE_SIZE];
 	int64		finished;		/* jobs since it started */
+	SwarmChore *chore;			/* or the chore it runs, NULL = none */
+	int			chore_kind;
+	Oid			chore_object;
 } SwarmSlot;
 
 typedef enum SwarmShardState
@@ -231,6 +235,12 @@ typedef struct SwarmShard
 	int			leased;			/* entries that outside workers have */
 	pairingheap timers;
 	int			ntimers;
+
+	/* background work that is no job: job_chore.c */
+	dlist_head	chores;			/* that wait for a runner */
+	bool		chore_running;
+	int			nchores;		/* waiting, running, postponed */
+	int			chores_failing;
 
 	/* ended in a commit that is not flushed yet; the scheduler flushes */
 	dlist_head	committed;
@@ -464,6 +474,16 @@ extern void swarm_job_run(SwarmShard *shard, SwarmSlot *slot,
 
 /* Called by the runner's init: the timeout that ends a handler. */
 extern void swarm_job_run_init(void);
+
+/*
+ * Run a piece of a chore (job_chore.c), if there is one and the slot is on the
+ * idle list, as it is after a claim of nothing; false if not.  Called outside
+ * of a transaction.
+ */
+extern bool swarm_chore_turn(SwarmShard *shard, SwarmSlot *slot);
+
+/* Is there one that a runner could take?  With the lock held. */
+extern bool swarm_chore_ready(const SwarmShard *shard);
 
 /* Hook of module worker: a job starts (id > 0) or none runs (id = 0). */
 extern void (*swarm_job_inflight_hook) (int64 id, int attempt);

@@ -103,7 +103,7 @@ swarm_queue_claim(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int ma
 	else
 	{
 		slot->state = SWARM_SLOT_RUNNING;
-		if (!dlist_is_empty(&shard->ring))
+		if (!dlist_is_empty(&shard->ring) || swarm_chore_ready(shard))
 			swarm_shard_wake_runner(shard);
 	}
 	LWLockRelease(swarm_job_lock);
@@ -554,11 +554,12 @@ swarm_queue_slot_died(SwarmSlot *slot)
 	}
 	if (shard != NULL)
 	{
+		swarm_chore_slot_died(shard, slot);
 		if (slot->critical_only)
 			shard->extra--;
 		else
 			shard->runners--;
-		if (!dlist_is_empty(&shard->ring))
+		if (!dlist_is_empty(&shard->ring) || swarm_chore_ready(shard))
 			swarm_shard_wake_runner(shard);
 		swarm_shard_wake_scheduler(shard);
 	}

@@ -26,7 +26,8 @@ typedef enum SwarmTimerKind
 {
 	TIMER_JOB,
 	TIMER_QUEUE,
-	TIMER_KIND
+	TIMER_KIND,
+	TIMER_CHORE
 } SwarmTimerKind;
 
 typedef struct SwarmTimer
@@ -127,6 +128,35 @@ struct SwarmEntry
 	double		fraction;
 };
 
+typedef enum SwarmChoreState
+{
+	CHORE_WAITING,				/* in shard->chores */
+	CHORE_RUNNING,				/* slot->chore */
+	CHORE_LATER					/* timer armed */
+} SwarmChoreState;
+
+typedef struct SwarmChoreKey
+{
+	Oid			database;
+	Oid			object;
+	int			kind;
+} SwarmChoreKey;
+
+/* Background work that somebody asked for; see job_chore.c. */
+struct SwarmChore
+{
+	SwarmChoreKey key;
+	SwarmChoreState state;
+	dlist_node	link;
+	SwarmTimer	timer;
+	int			tries;			/* in vain, in a row */
+	bool		again;			/* asked for while it runs */
+	bool		failing;
+};
+
+/* Chores of all databases; who finds no room asks another time. */
+#define SWARM_MAX_CHORES	2048
+
 typedef struct SwarmJobShared
 {
 	int			used;			/* entries */
@@ -139,6 +169,7 @@ extern SwarmJobShared *swarm_job_shared;
 extern HTAB *swarm_job_entries;
 extern HTAB *swarm_queue_table;
 extern HTAB *swarm_kind_table;
+extern HTAB *swarm_chore_table;
 extern int	swarm_max_queues;
 extern int	swarm_job_slots;
 extern int	swarm_job_ageing_ms;
@@ -211,6 +242,12 @@ extern void swarm_bucket_set(SwarmBucket *b, int limit, int64 period_us);
 extern bool swarm_bucket_has(SwarmBucket *b, TimestampTz now);
 extern bool swarm_bucket_take(SwarmBucket *b, TimestampTz now);
 extern TimestampTz swarm_bucket_next(const SwarmBucket *b, TimestampTz now);
+
+/* job_chore.c; the first takes the lock */
+extern void swarm_chore_push(Oid database, int kind, Oid object);
+extern void swarm_chore_slot_died(SwarmShard *shard, SwarmSlot *slot);
+extern void swarm_chore_due(SwarmShard *shard, SwarmChore *chore);
+extern void swarm_chore_forget(SwarmShard *shard);
 
 /* job_queue.c; takes the lock */
 extern void swarm_queue_mark_parent(SwarmShard *shard, int64 id);

@@ -106,6 +106,8 @@ swarm_queue_tick(SwarmShard *shard)
 		}
 		else if (t->kind == TIMER_KIND)
 			swarm_kind_unpark(shard, (SwarmKind *) ((char *) t - offsetof(SwarmKind, timer)));
+		else if (t->kind == TIMER_CHORE)
+			swarm_chore_due(shard, (SwarmChore *) ((char *) t - offsetof(SwarmChore, timer)));
 		else
 		{
 			SwarmEntry *e = (SwarmEntry *) ((char *) t - offsetof(SwarmEntry, timer));
@@ -444,6 +446,8 @@ swarm_queue_forget(SwarmShard *shard, bool all)
 	shard->scan_from = 0;
 	shard->disk_due = DT_NOEND;
 	shard->left_behind = false;
+	if (all)
+		swarm_chore_forget(shard);
 	hash_seq_init(&seq, swarm_job_entries);
 	while ((e = hash_seq_search(&seq)) != NULL)
 	{

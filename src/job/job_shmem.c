@@ -16,6 +16,7 @@
 #include "utils/guc.h"
 #include "utils/timestamp.h"
 
+#include "base/chore.h"
 #include "base/compat.h"
 #include "base/shmem.h"
 #include "job/job_int.h"
@@ -104,7 +105,8 @@ job_hash_size(void)
 	Size		size = hash_estimate_size(swarm_job_slots, sizeof(SwarmEntry));
 
 	size = add_size(size, hash_estimate_size(swarm_max_queues, sizeof(SwarmQueue)));
-	return add_size(size, hash_estimate_size(swarm_max_queues, sizeof(SwarmKind)));
+	size = add_size(size, hash_estimate_size(swarm_max_queues, sizeof(SwarmKind)));
+	return add_size(size, hash_estimate_size(SWARM_MAX_CHORES, sizeof(SwarmChore)));
 }
 
 static void
@@ -134,6 +136,11 @@ job_attach(void *memory, bool found)
 	ctl.entrysize = sizeof(SwarmKind);
 	swarm_kind_table = ShmemInitHash("pg_swarm job kinds", swarm_max_queues, swarm_max_queues, &ctl,
 									 HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
+	ctl.keysize = sizeof(SwarmChoreKey);
+	ctl.entrysize = sizeof(SwarmChore);
+	swarm_chore_table = ShmemInitHash("pg_swarm chores", SWARM_MAX_CHORES, SWARM_MAX_CHORES, &ctl,
+									  HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
+	swarm_chore_hook = swarm_chore_push;
 }
 
 /* ------------------------------------------------------------------------
@@ -184,6 +191,7 @@ swarm_shard_create(Oid database)
 		dlist_init(&s->idle);
 		dlist_init(&s->ring);
 		dlist_init(&s->committed);
+		dlist_init(&s->chores);
 		s->timers.ph_compare = swarm_timer_compare;
 		s->scan_from = 0;
 		s->prepared_from = 0;
@@ -225,6 +233,7 @@ swarm_shard_free(SwarmShard *shard)
 		if (k->key.database == shard->database)
 			hash_search(swarm_kind_table, &k->key, HASH_REMOVE, NULL);
 	}
+	swarm_chore_forget(shard);
 	shard->state = SWARM_SHARD_FREE;
 	shard->database = InvalidOid;
 }
@@ -304,7 +313,7 @@ swarm_shard_wake_runner(SwarmShard *shard)
 void
 swarm_shard_wake_all(SwarmShard *shard)
 {
-	if (dlist_is_empty(&shard->ring))
+	if (dlist_is_empty(&shard->ring) && !swarm_chore_ready(shard))
 		return;
 	while (!dlist_is_empty(&shard->idle))
 		swarm_shard_wake_runner(shard);

@@ -3,8 +3,9 @@
  *	  A runner: claims jobs of its database and runs them, one turn at a time.
  *
  * A turn is a claim (shared memory, no query), then one transaction.  With
- * nothing to claim the runner is on the idle list and sleeps; who pushes a
- * job takes it off the list and sets its latch.  Runners beyond the minimum
+ * nothing to claim the runner is on the idle list, does a piece of a chore if
+ * there is one, and else sleeps; who pushes a job or asks for a chore takes it
+ * off the list and sets its latch.  Runners beyond the minimum
  * end after some idle time.
  */
 #include "postgres.h"
@@ -113,8 +114,8 @@ runner_exit(int code, Datum arg)
 }
 
 /*
- * swarm_runner_turn: claim and run; false if there was nothing (the slot is
- * then on the idle list).
+ * swarm_runner_turn: claim and run, without a job a piece of a chore; false if
+ * there was nothing (the slot is then on the idle list).
  */
 bool
 swarm_runner_turn(SwarmShard *shard, SwarmSlot *my_slot, MemoryContext context)
@@ -124,7 +125,7 @@ swarm_runner_turn(SwarmShard *shard, SwarmSlot *my_slot, MemoryContext context)
 	int			n = swarm_queue_claim(shard, my_slot, claims, SWARM_BATCH_MAX);
 
 	if (n == 0)
-		return false;
+		return swarm_chore_turn(shard, my_slot);
 	turn = AllocSetContextCreate(context, "pg_swarm jobs", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(turn);
 	swarm_job_run(shard, my_slot, claims, n);

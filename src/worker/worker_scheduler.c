@@ -439,8 +439,12 @@ runners_wanted(void)
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	if ((shard->want_runner || swarm_max_runners > allowed) &&
-		!dlist_is_empty(&shard->ring) && dlist_is_empty(&shard->idle))
-		n = Min(swarm_max_runners - shard->runners, shard->queued);
+		dlist_is_empty(&shard->idle))
+	{
+		int			work = dlist_is_empty(&shard->ring) ? 0 : shard->queued;
+
+		n = Min(swarm_max_runners - shard->runners, work + swarm_chore_ready(shard));
+	}
 	shard->want_runner = false;
 	allowed = swarm_max_runners;
 	missing = Min(swarm_min_runners, swarm_max_runners) - shard->runners;
@@ -581,7 +585,7 @@ run_here(void)
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	needed = shard->runners == 0 && shard->slots_exhausted &&
-		!dlist_is_empty(&shard->ring);
+		(!dlist_is_empty(&shard->ring) || swarm_chore_ready(shard));
 	if (needed && own_slot == NULL)
 	{
 		for (int i = 0; i < swarm_max_slots && own_slot == NULL; i++)

@@ -11,12 +11,13 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "base/chore.h"
 #include "base/clock.h"
 #include "base/export.h"
 #include "base/shmem.h"
 #include "worker/worker_int.h"
 
-#define PROCESS_COLUMNS 15
+#define PROCESS_COLUMNS 17
 
 static const char *const slot_states[] = {"free", "starting", "idle", "running"};
 static const char *const shard_states[] = {"free", "probing", "loading", "serving"};
@@ -105,6 +106,12 @@ put_process(ReturnSetInfo *rsinfo, const char *role, int pid, Oid database,
 			nulls[12] = nulls[13] = !is_member_of_role(GetUserId(), slot->owner);
 			nulls[13] |= slot->message[0] == '\0';
 		}
+		if (slot->chore != NULL)
+		{
+			values[15] = CStringGetTextDatum(swarm_chore_name(slot->chore_kind));
+			values[16] = ObjectIdGetDatum(slot->chore_object);
+			nulls[15] = nulls[16] = false;
+		}
 	}
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
@@ -177,6 +184,10 @@ check_shard(ReturnSetInfo *rsinfo, const SwarmShard *shard)
 	put_check(rsinfo, "runners", shard->runners > 0 || swarm_min_runners == 0 || shard->queued == 0,
 			  psprintf("%d runners of at most %d", shard->runners, swarm_max_runners),
 			  "See pg_swarm.max_runners and max_worker_processes.");
+	put_check(rsinfo, "chores", shard->chores_failing == 0,
+			  psprintf("background work on %d objects, failing on %d",
+					   shard->nchores, shard->chores_failing),
+			  "It is tried again after a minute; the server log tells why it failed.");
 	put_check(rsinfo, "memory", shard->scan_from == SWARM_NO_SCAN,
 			  shard->scan_from == SWARM_NO_SCAN ? "all ready jobs are in memory" :
 			  "some jobs wait on disk until there is room in memory",
