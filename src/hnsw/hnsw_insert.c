@@ -268,6 +268,7 @@ store_node(SwarmHnswIndex *index, Relation rel, ItemPointer tid,
 	SwarmNode  *node;
 	SwarmNodeId id;
 
+	SWARM_FAULT("hnsw.insert");
 	LockBuffer(meta_buffer, BUFFER_LOCK_EXCLUSIVE);
 	meta = swarm_hnsw_meta(BufferGetPage(meta_buffer));
 	if (code->code != NULL && code->generation != meta->generation)
@@ -276,7 +277,7 @@ store_node(SwarmHnswIndex *index, Relation rel, ItemPointer tid,
 		return SWARM_NODE_NONE;
 	}
 
-	SWARM_FAULT("hnsw.insert");
+	SWARM_FAULT("hnsw.insert.store");
 	xlog = GenericXLogStart(rel);
 	meta = swarm_hnsw_meta(swarm_hnsw_register(xlog, meta_buffer, false));
 	id = take_id(index, rel, meta, buffers, fresh);
