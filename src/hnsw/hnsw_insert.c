@@ -278,6 +278,7 @@ store_node(SwarmHnswIndex *index, Relation rel, ItemPointer tid,
 		return SWARM_NODE_NONE;
 	}
 
+	SWARM_FAULT("hnsw.insert.store");
 	xlog = GenericXLogStart(rel);
 	meta = swarm_hnsw_meta(swarm_hnsw_register(xlog, meta_buffer, false));
 	id = take_id(index, rel, meta, buffers, fresh);

@@ -532,9 +532,10 @@ repair_node(Vacuum *v, SwarmNodeId id, int level)
 					candidates[n++] = beyond[j];
 			}
 		}
+
 		/*
-		 * Live links stay, also those that choosing anew would leave out: each
-		 * may be the only one that leads there.
+		 * Live links stay, also those that choosing anew would leave out:
+		 * each may be the only one that leads there.
 		 */
 		count = swarm_hnsw_choose(index, v->rel, id, candidates, n, max, chosen);
 		memcpy(wanted, candidates, nlive * sizeof(SwarmNodeId));

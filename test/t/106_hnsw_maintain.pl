@@ -38,7 +38,6 @@ for my $with ('', 'fastupdate = off')
 		rollback => "BEGIN;\nINSERT INTO $t SELECT i, vec(i) FROM (SELECT nextval('ids') AS i FROM generate_series(1, 5)) s;\nROLLBACK;\n" },
 		'--rate=100');
 
-
 	ok(poll_sql($node, "SELECT max(id) > 1000000 FROM $t"), "$t: there is a load");
 	$node->safe_psql('postgres', "CREATE INDEX CONCURRENTLY ${t}_e ON $t USING qhnsw (e real_l2_ops)" . ($with ? " WITH ($with)" : ''));
 	is(difference($node, $t), '', "$t: CREATE INDEX CONCURRENTLY under load");
