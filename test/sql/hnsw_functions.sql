@@ -1,4 +1,5 @@
 -- qhnsw: the functions that look into indexes.
+SET qhnsw.flush_after = -1;	-- the counts below are of rows that nobody else links
 SET client_min_messages = warning;
 CREATE FUNCTION error_of(command text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE

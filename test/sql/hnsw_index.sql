@@ -1,4 +1,5 @@
 -- qhnsw: what can be indexed, and that it is found.
+SET qhnsw.flush_after = -1;	-- the counts below are of rows that nobody else links
 SET client_min_messages = warning;
 -- the nodes of a plan, as all versions call them
 CREATE FUNCTION plan(query text) RETURNS SETOF text LANGUAGE plpgsql AS $$
