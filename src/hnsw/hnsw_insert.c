@@ -244,8 +244,9 @@ swarm_hnsw_prepare_dims(Relation rel, int dims)
 		GenericXLogFinish(state);
 		UnlockReleaseBuffer(buffer);
 	}
+	/* As a whole: a build has not logged it before. */
 	state = GenericXLogStart(rel);
-	*swarm_hnsw_meta(swarm_hnsw_register(state, meta_buffer, false)) = fixed;
+	*swarm_hnsw_meta(swarm_hnsw_register(state, meta_buffer, true)) = fixed;
 	GenericXLogFinish(state);
 	UnlockReleaseBuffer(meta_buffer);
 }
