@@ -390,7 +390,9 @@ swarm_hnsw_fold(Relation rel, bool wait)
 	SwarmNodeId id;
 	bool		taken = false;
 
-	if (index->meta.pending == 0 && index->meta.oldest == index->meta.generation)
+	if (index->meta.pending == 0 &&
+		index->meta.oldest == index->meta.generation &&
+		!swarm_hnsw_has_grown(index))
 		return 0;
 	if (wait)
 		LockPage(rel, FOLD_LOCK, ExclusiveLock);

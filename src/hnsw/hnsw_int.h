@@ -552,6 +552,7 @@ extern Page swarm_hnsw_register(GenericXLogState *state, Buffer buffer,
 								bool fresh);
 
 /* hnsw_train.c */
+extern bool swarm_hnsw_has_grown(const SwarmHnswIndex *index);
 extern void swarm_hnsw_train(Relation rel);
 
 /* hnsw_build.c */
