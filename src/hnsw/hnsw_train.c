@@ -194,6 +194,8 @@ begin_generation(SwarmHnswIndex *index, Relation rel, const float *mean,
 	SwarmHnswMeta *meta;
 
 	swarm_hnsw_model_store(rel, index, generation, mean, true);
+	/* After an error somebody else may store another one of this number. */
+	index->loaded[generation & 1] = PG_UINT32_MAX;
 	SWARM_FAULT("hnsw.train.model");
 	buffer = ReadBuffer(rel, SWARM_HNSW_META_BLOCK);
 	LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
