@@ -255,6 +255,9 @@ sample_table(Relation heap, Relation rel, IndexInfo *info, Sample *sample)
 
 /*
  * sample_row: add a row to the sample; the first one fixes the format.
+ *
+ * Also one that is not alive: older snapshots may see it, so that the build
+ * will store it.
  */
 static void
 sample_row(Relation rel, ItemPointer tid, Datum *values, bool *isnull,
@@ -268,7 +271,7 @@ sample_row(Relation rel, ItemPointer tid, Datum *values, bool *isnull,
 	int			dims;
 
 	sample->tuples++;
-	if (isnull[0] || !alive)
+	if (isnull[0])
 		return;
 	old = MemoryContextSwitchTo(sample->context);
 	v = swarm_hnsw_floats(&sample->opclass, values[0], &dims, &tofree);

@@ -85,7 +85,8 @@ swarm_hnsw_connect(Relation rel)
 				continue;
 			swarm_hnsw_interrupts();
 			swarm_hnsw_lock_links(rel);
-			if (attach(&w, id))
+			/* A vacuum that marks it dead from now on waits for us. */
+			if (is_linked(&w, id) && attach(&w, id))
 				count++;
 			swarm_hnsw_unlock_links(rel);
 			walk_from(&w, id);

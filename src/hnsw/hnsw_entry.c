@@ -53,6 +53,7 @@ swarm_hnsw_nearest_entry(SwarmHnswSearch *search, int to_level, int *level,
 	if (entries->level <= to_level)
 		return false;
 
+	swarm_hnsw_query_refresh(index, search->query);
 	swarm_codec_dots(&index->codec, search->query->codec[parity],
 					 entries->codes, entries->count, dots);
 	for (int i = 0; i < entries->count; i++)

@@ -245,8 +245,9 @@ swarm_hnsw_prepare_dims(Relation rel, int dims)
 		GenericXLogFinish(state);
 		UnlockReleaseBuffer(buffer);
 	}
+	/* As a whole: a build has not logged it before. */
 	state = GenericXLogStart(rel);
-	*swarm_hnsw_meta(swarm_hnsw_register(state, meta_buffer, false)) = fixed;
+	*swarm_hnsw_meta(swarm_hnsw_register(state, meta_buffer, true)) = fixed;
 	GenericXLogFinish(state);
 	UnlockReleaseBuffer(meta_buffer);
 }
@@ -403,7 +404,9 @@ swarm_hnsw_fold_some(Relation rel, bool wait, int64 limit)
 	SwarmNodeId id;
 	bool		taken = false;
 
-	if (index->meta.pending == 0 && index->meta.oldest == index->meta.generation)
+	if (index->meta.pending == 0 &&
+		index->meta.oldest == index->meta.generation &&
+		!swarm_hnsw_has_grown(index))
 		return 0;
 	if (wait)
 		LockPage(rel, FOLD_LOCK, ExclusiveLock);

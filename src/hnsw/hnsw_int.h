@@ -392,6 +392,8 @@ extern void swarm_hnsw_decode(SwarmHnswIndex *index, const uint8 *code,
 typedef struct SwarmHnswQuery
 {
 	bool		inner;			/* score by inner product, not by L2 */
+	uint32		generation;		/* newest and oldest that it is ready for */
+	uint32		oldest;
 	float	   *rotated;
 	bool		ready[2];		/* by parity of generation */
 	float		norm2[2];		/* |q - c|^2 */
@@ -402,6 +404,19 @@ typedef struct SwarmHnswQuery
 extern SwarmHnswQuery *swarm_hnsw_query_new(const SwarmHnswIndex *index);
 extern void swarm_hnsw_query_set(SwarmHnswIndex *index, SwarmHnswQuery *query,
 								 const float *rotated, bool inner);
+
+/*
+ * swarm_hnsw_query_refresh: make a query ready again after the index was
+ * opened anew, by this scan or by another statement of the session, and has
+ * another model since.
+ */
+static inline void
+swarm_hnsw_query_refresh(SwarmHnswIndex *index, SwarmHnswQuery *query)
+{
+	if (unlikely(query->generation != index->meta.generation ||
+				 query->oldest != index->meta.oldest))
+		swarm_hnsw_query_set(index, query, query->rotated, query->inner);
+}
 
 /*
  * swarm_hnsw_score: the estimated distance of a code from the query, from the
@@ -564,6 +579,7 @@ extern Relation swarm_hnsw_open_table(Relation rel);
 extern void swarm_hnsw_close_table(Relation heap);
 
 /* hnsw_train.c */
+extern bool swarm_hnsw_has_grown(const SwarmHnswIndex *index);
 extern void swarm_hnsw_train(Relation rel);
 
 /* hnsw_build.c */

@@ -43,6 +43,7 @@ typedef struct ParallelBuild
 	double		heap_tuples;
 	double		index_tuples;
 	bool		full;
+	bool		broken;			/* a HOT chain is; see IndexInfo */
 } ParallelBuild;
 
 struct SwarmParallel
@@ -137,6 +138,7 @@ swarm_hnsw_parallel_begin(SwarmBuild *build, uint32 room)
 	build->heap_tuples = shared->heap_tuples;
 	build->index_tuples = shared->index_tuples;
 	build->full = shared->full;
+	build->info->ii_BrokenHotChain = shared->broken;
 	return parallel;
 }
 
@@ -184,6 +186,7 @@ add_result(ParallelBuild *shared, const SwarmBuild *build)
 	shared->heap_tuples += build->heap_tuples;
 	shared->index_tuples += build->index_tuples;
 	shared->full |= build->full;
+	shared->broken |= build->info->ii_BrokenHotChain;
 	SpinLockRelease(&shared->lock);
 }
 

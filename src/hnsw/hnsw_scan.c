@@ -467,6 +467,8 @@ more(IndexScanDesc desc)
 					scan->index->meta.nodes / FLAT_SHARE)
 				{
 					scan->ef *= GROWTH;
+					/* Codes may be of another generation by now. */
+					swarm_hnsw_open(desc->indexRelation);
 					if (swarm_hnsw_search_resume(scan->search, scan->ef))
 					{
 						take_best(scan);
@@ -788,6 +790,7 @@ refine_by_code(HnswScan *scan, Relation rel, SwarmCandidate *c)
 	int			parity = node->flags & SWARM_NODE_GENERATION;
 
 	scan->search->refined++;
+	swarm_hnsw_query_refresh(index, scan->query);
 	/* Both pages in the order of all: node, refine. */
 	buffer = swarm_hnsw_read(index, rel, SWARM_STREAM_REFINE,
 							 c->id / index->layout.per_page[SWARM_STREAM_REFINE],

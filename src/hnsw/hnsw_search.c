@@ -331,6 +331,7 @@ swarm_hnsw_score_page(SwarmHnswSearch *search, Page page,
 	int			newest = index->meta.generation & 1;
 	int			count = 0;
 
+	swarm_hnsw_query_refresh(index, query);
 	for (int i = 0; i < n; i++)
 	{
 		const SwarmNode *node = swarm_hnsw_node(index, page, ids[i]);

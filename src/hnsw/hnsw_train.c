@@ -16,7 +16,8 @@
  * 4. the metapage says that no old code is left.
  *
  * After an error or a crash the next fold goes on with step 3.  One process at
- * a time: it holds the fold lock.
+ * a time: it holds the fold lock.  Folds in parallel mode (of a parallel VACUUM,
+ * or at the end of a parallel CREATE INDEX) leave all of it to a later one.
  */
 #include "postgres.h"
 
@@ -75,6 +76,17 @@ static void finish_generation(Relation rel, uint32 generation);
 static void note_size(Relation rel, uint64 rows);
 
 /*
+ * swarm_hnsw_has_grown: is it time to look at the mean?
+ */
+bool
+swarm_hnsw_has_grown(const SwarmHnswIndex *index)
+{
+	uint64		rows = index->meta.nodes - index->meta.free_nodes;
+
+	return rows > 0 && rows >= index->meta.trained * GROWTH;
+}
+
+/*
  * swarm_hnsw_train: see above; does nothing in most cases.  The caller holds
  * the fold lock.
  */
@@ -91,9 +103,12 @@ swarm_hnsw_train(Relation rel)
 	/* A parallel VACUUM may not take the snapshots that this needs. */
 	if (index->meta.dims == 0 || IsInParallelMode())
 		return;
+	/* Rows cannot be read with a snapshot of their own: the next fold does it. */
+	if (IsInParallelMode())
+		return;
 	if (index->meta.oldest != index->meta.generation)
 		recode_all(rel);
-	if (rows == 0 || rows < index->meta.trained * GROWTH)
+	if (!swarm_hnsw_has_grown(index))
 		return;
 
 	context = AllocSetContextCreate(CurrentMemoryContext, "qhnsw training",
@@ -181,6 +196,8 @@ begin_generation(SwarmHnswIndex *index, Relation rel, const float *mean,
 	SwarmHnswMeta *meta;
 
 	swarm_hnsw_model_store(rel, index, generation, mean, true);
+	/* After an error somebody else may store another one of this number. */
+	index->loaded[generation & 1] = PG_UINT32_MAX;
 	SWARM_FAULT("hnsw.train.model");
 	buffer = ReadBuffer(rel, SWARM_HNSW_META_BLOCK);
 	LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);

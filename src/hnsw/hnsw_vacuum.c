@@ -387,6 +387,10 @@ kill_primary(Vacuum *v, SwarmNodeId primary, SwarmNodeId twin)
 
 /*
  * skip_dead: let a chain go around its dead twins.
+ *
+ * A vacuum that did not get to its end may have taken them all out and left
+ * them attached.  Then the node was marked dead like one without twins, and
+ * there is no chain.
  */
 static void
 skip_dead(Vacuum *v, SwarmNodeId primary)
@@ -404,12 +408,16 @@ skip_dead(Vacuum *v, SwarmNodeId primary)
 			Buffer		buffer = swarm_hnsw_read_node(v->index, v->rel, id,
 													  BUFFER_LOCK_SHARE);
 			SwarmNode  *node = swarm_hnsw_node(v->index, BufferGetPage(buffer), id);
+			bool		dead = n == 0 && node->state == SWARM_NODE_DEAD;
 
 			next = node->next;
-			if (n > v->index->meta.nodes ||
-				node->state != (n == 0 ? SWARM_NODE_LINKED : SWARM_NODE_TWIN))
+			if (!dead && (n > v->index->meta.nodes ||
+						  node->state != (n == 0 ? SWARM_NODE_LINKED :
+										  SWARM_NODE_TWIN)))
 				swarm_hnsw_damaged(v->rel, "chain of equal rows at node", id);
 			UnlockReleaseBuffer(buffer);
+			if (dead)
+				return;
 		}
 		if (n > 0 && id != SWARM_NODE_NONE && id < v->nodes && has_bit(v->gone, id))
 			skipped = true;

@@ -305,6 +305,8 @@ swarm_hnsw_query_set(SwarmHnswIndex *index, SwarmHnswQuery *query,
 	if (rotated != query->rotated)
 		memcpy(query->rotated, rotated, index->dims * sizeof(float));
 	query->inner = inner;
+	query->generation = index->meta.generation;
+	query->oldest = index->meta.oldest;
 	query->ready[0] = query->ready[1] = false;
 	for (uint32 generation = index->meta.oldest;
 		 generation <= index->meta.generation; generation++)

@@ -206,6 +206,20 @@ CREATE INDEX quick_e ON quick USING qhnsw (e);
 CREATE INDEX CONCURRENTLY quick_e ON quick USING qhnsw (e);
 SELECT swarm.qhnsw_stats('quick_e');
 INSERT INTO quick VALUES ('{1,2}');
+
+-- A parallel VACUUM cannot code rows anew, in the leader or a worker; the next one can.
+CREATE TABLE grown (id int PRIMARY KEY, e real[]);
+INSERT INTO grown SELECT i, vec(i, 12) FROM generate_series(1, 100) i;
+CREATE INDEX grown_e ON grown USING qhnsw (e) WITH (m = 4, ef_construction = 16);
+INSERT INTO grown SELECT i, (SELECT array_agg(x + 2) FROM unnest(vec(i, 12)) x) FROM generate_series(101, 1000) i;
+SET min_parallel_index_scan_size = 0;
+VACUUM (PARALLEL 2) grown;
+SELECT linked, pending, generation FROM swarm.qhnsw_stats('grown_e');
+VACUUM (PARALLEL 0) grown;
+SELECT generation, trained FROM swarm.qhnsw_stats('grown_e');
+RESET min_parallel_index_scan_size;
+SELECT good('grown_e');
+DROP TABLE grown;
 DROP TABLE quick;
 DROP TABLE item;
 DROP FUNCTION vec, good, plan;

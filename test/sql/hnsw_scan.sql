@@ -188,5 +188,42 @@ DROP TABLE part;
 -- parallel queries
 SELECT set_config(name, 'on', false) FROM pg_settings WHERE name IN ('force_parallel_mode', 'debug_parallel_query') ORDER BY name;
 SELECT id FROM item ORDER BY e <-> vec(7, 16) LIMIT 1;
+
+-- The rows get a new model while a cursor is open: it stays in order.
+CREATE TABLE moved (id int, e real[]);
+INSERT INTO moved SELECT i, vec(i, 12) FROM generate_series(1, 1000) i;
+CREATE INDEX moved_e ON moved USING qhnsw (e) WITH (m = 4, ef_construction = 16);
+CREATE FUNCTION moved_order(OUT rows int, OUT wrong int, OUT generation int) LANGUAGE plpgsql AS $$
+DECLARE
+	c CURSOR FOR SELECT e <-> vec(7, 12) AS d FROM moved ORDER BY e <-> vec(7, 12);
+	d float8;
+	last float8 = 0;
+BEGIN
+	rows = 0;
+	wrong = 0;
+	OPEN c;
+	LOOP
+		FETCH c INTO d;
+		EXIT WHEN NOT FOUND;
+		rows = rows + 1;
+		IF rows = 5 THEN
+			INSERT INTO moved SELECT i, (SELECT array_agg(x + 2) FROM unnest(vec(i, 12)) x) FROM generate_series(1001, 4100) i;
+			PERFORM swarm.qhnsw_flush('moved_e');
+			last = 0;
+		END IF;
+		wrong = wrong + (d < last - 0.1)::int;
+		last = greatest(d, last);
+	END LOOP;
+	generation = (swarm.qhnsw_stats('moved_e')).generation;
+END $$;
+BEGIN;
+SET LOCAL enable_seqscan = off;
+SET LOCAL enable_sort = off;
+SET LOCAL qhnsw.ef_search = 10;
+SET LOCAL qhnsw.iterative_scan = relaxed;
+SELECT rows, wrong < 50 AS in_order, generation FROM moved_order();
+COMMIT;
+DROP FUNCTION moved_order;
+DROP TABLE moved;
 DROP TABLE item;
 DROP FUNCTION vec, in_order, plan;
