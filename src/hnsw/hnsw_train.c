@@ -103,7 +103,11 @@ swarm_hnsw_train(Relation rel)
 	/* A parallel VACUUM may not take the snapshots that this needs. */
 	if (index->meta.dims == 0 || IsInParallelMode())
 		return;
-	/* Rows cannot be read with a snapshot of their own: the next fold does it. */
+
+	/*
+	 * Rows cannot be read with a snapshot of their own: the next fold does
+	 * it.
+	 */
 	if (IsInParallelMode())
 		return;
 	if (index->meta.oldest != index->meta.generation)
