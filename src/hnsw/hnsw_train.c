@@ -100,15 +100,8 @@ swarm_hnsw_train(Relation rel)
 	float	   *mean;
 	float		radius;
 
-	/* A parallel VACUUM may not take the snapshots that this needs. */
+	/* A parallel VACUUM may not take the snapshots of this: the next fold. */
 	if (index->meta.dims == 0 || IsInParallelMode())
-		return;
-
-	/*
-	 * Rows cannot be read with a snapshot of their own: the next fold does
-	 * it.
-	 */
-	if (IsInParallelMode())
 		return;
 	if (index->meta.oldest != index->meta.generation)
 		recode_all(rel);
