@@ -61,6 +61,7 @@ typedef struct Trainer
 	float	   *rotated;
 	uint8	   *old_code;
 	uint8	   *old_refine;
+	SwarmNodeId first;			/* of a twin */
 } Trainer;
 
 static bool mean_moved(SwarmHnswIndex *index, Relation rel, float *mean,
@@ -69,6 +70,8 @@ static void begin_generation(SwarmHnswIndex *index, Relation rel,
 							 const float *mean, float radius);
 static void recode_all(Relation rel);
 static void recode(Trainer *t, SwarmNodeId id);
+static bool recode_twin(Trainer *t, SwarmNodeId id);
+static bool take_code(Trainer *t, SwarmNodeId id);
 static bool read_row(Trainer *t, ItemPointer tid);
 static bool read_codes(Trainer *t, SwarmNodeId id, SwarmNode *header);
 static void write_code(Trainer *t, SwarmNodeId id, uint16 version);
@@ -234,7 +237,8 @@ recode_all(Relation rel)
 		for (SwarmNodeId id = 0; id < index->meta.nodes; id++)
 		{
 			swarm_hnsw_interrupts();
-			recode(&t, id);
+			if (!recode_twin(&t, id))
+				recode(&t, id);
 		}
 
 		ExecDropSingleTupleTableSlot(t.slot);
@@ -248,6 +252,61 @@ recode_all(Relation rel)
 	PG_END_TRY();
 	finish_generation(rel, generation);
 	swarm_hnsw_open(rel);
+}
+
+/*
+ * recode_twin: give a twin the code of its first node; false when it is no
+ * twin.  Were it coded by itself it could get another one: the row of one of
+ * them may be dead already, and its code is made from its old code then.
+ */
+static bool
+recode_twin(Trainer *t, SwarmNodeId id)
+{
+	SwarmNode	header;
+	SwarmNodeId first;
+
+	if (!read_codes(t, id, &header))
+		return false;
+	first = t->first;
+	if (header.state != SWARM_NODE_TWIN || first >= t->index->meta.nodes)
+		return false;
+	recode(t, first);
+	if (!take_code(t, first))
+		return false;
+	write_code(t, id, header.version);
+	return true;
+}
+
+/*
+ * take_code: copy the new code of a linked node; false when it has none.
+ */
+static bool
+take_code(Trainer *t, SwarmNodeId id)
+{
+	SwarmHnswIndex *index = t->index;
+	Buffer		buffer = swarm_hnsw_read_node(index, t->rel, id, BUFFER_LOCK_SHARE);
+	SwarmNode  *node = swarm_hnsw_node(index, BufferGetPage(buffer), id);
+	bool		found = node->state == SWARM_NODE_LINKED &&
+	(node->flags & SWARM_NODE_GENERATION) == (index->meta.generation & 1);
+
+	t->code->generation = index->meta.generation;
+	t->code->factors.norm2 = node->norm2;
+	t->code->factors.scale = node->scale;
+	memcpy(t->code->code, node->code, index->codec.code_size);
+	UnlockReleaseBuffer(buffer);
+	if (found && index->codec.refine_size > 0)
+	{
+		SwarmRefine *refine;
+
+		buffer = swarm_hnsw_read(index, t->rel, SWARM_STREAM_REFINE,
+								 id / index->layout.per_page[SWARM_STREAM_REFINE],
+								 BUFFER_LOCK_SHARE);
+		refine = swarm_hnsw_refine(index, BufferGetPage(buffer), id);
+		t->code->factors.refine_scale = refine->scale;
+		memcpy(t->code->refine, refine->code, index->codec.refine_size);
+		UnlockReleaseBuffer(buffer);
+	}
+	return found;
 }
 
 /*
@@ -289,6 +348,7 @@ read_codes(Trainer *t, SwarmNodeId id, SwarmNode *header)
 	(node->flags & SWARM_NODE_GENERATION) != (index->meta.generation & 1);
 
 	*header = *node;
+	t->first = swarm_hnsw_links(index, node)[0];
 	if (old)
 		memcpy(t->old_code, node->code, index->codec.code_size);
 	UnlockReleaseBuffer(buffer);

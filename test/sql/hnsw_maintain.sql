@@ -220,6 +220,17 @@ SELECT generation, trained FROM swarm.qhnsw_stats('grown_e');
 RESET min_parallel_index_scan_size;
 SELECT good('grown_e');
 DROP TABLE grown;
+
+-- Equal rows stay of one code when they are coded anew, also if the first is dead.
+CREATE TABLE alike (id int, e real[]);
+INSERT INTO alike SELECT i, vec(i % 10, 12) FROM generate_series(1, 100) i;
+CREATE INDEX alike_e ON alike USING qhnsw (e) WITH (m = 4, ef_construction = 16, quantizer = rabitq2);
+DELETE FROM alike WHERE id <= 5 OR id > 95;
+INSERT INTO alike SELECT i, (SELECT array_agg(x + 2) FROM unnest(vec(i, 12)) x) FROM generate_series(101, 500) i;
+SELECT swarm.qhnsw_flush('alike_e');
+SELECT twins, generation FROM swarm.qhnsw_stats('alike_e');
+SELECT * FROM swarm.qhnsw_check('alike_e');
+DROP TABLE alike;
 DROP TABLE quick;
 DROP TABLE item;
 DROP FUNCTION vec, good, plan;
