@@ -147,6 +147,7 @@ attach(Walker *w, SwarmNodeId id)
 	uint32		max = swarm_hnsw_max_degree(index, 0);
 	SwarmHnswQuery *query = swarm_hnsw_query_new(index);
 	SwarmHnswSearch *search;
+	SwarmNodeId entry = index->meta.entry;
 	SwarmCandidate nearest;
 	SwarmNodeId links[MAX_LINKS];
 	SwarmNodeId wanted[MAX_LINKS];
@@ -155,7 +156,12 @@ attach(Walker *w, SwarmNodeId id)
 	swarm_hnsw_read_vector(index, w->rel, id, query->rotated);
 	swarm_hnsw_query_set(index, query, query->rotated, false);
 	search = swarm_hnsw_search_new(index, w->rel, query);
-	if (swarm_hnsw_search_descend(search, 0, &nearest))
+
+	/*
+	 * From the entry point, on level 0: on the way down the upper levels it
+	 * would get to nodes that cannot be reached on this one.
+	 */
+	if (swarm_hnsw_score_ids(search, &entry, 1, &nearest) > 0)
 	{
 		swarm_hnsw_search_reset(search);
 		swarm_hnsw_search_layer(search, 0, EF_CONNECT, &nearest, 1);
