@@ -144,7 +144,8 @@ find_operator(Oid relid, const char *column, Oid *type)
 				 errmsg("column \"%s\" of relation \"%s\" has no qhnsw index",
 						column, RelationGetRelationName(rel)),
 				 errhint("Create one with CREATE INDEX ... USING qhnsw.")));
-	relation_close(rel, AccessShareLock);
+	/* The lock stays: the names looked up next must still be there. */
+	relation_close(rel, NoLock);
 	return operator;
 }
 
