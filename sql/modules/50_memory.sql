@@ -595,7 +595,7 @@ BEGIN
     IF seen < lim THEN
         high := now;
     END IF;
-    IF seen > 0 THEN
+    IF seen > 0 OR low = '-infinity' AND s.from_start < s.swept_to THEN
         INSERT INTO swarm._memory_swept AS t VALUES (entries, high, now)
         ON CONFLICT (kind) DO UPDATE SET swept_to = EXCLUDED.swept_to,
             from_start = CASE WHEN low = '-infinity' THEN EXCLUDED.from_start ELSE t.from_start END;
@@ -649,9 +649,9 @@ COMMENT ON FUNCTION swarm.memory_sweep IS 'remove what has expired, up to lim ro
 CREATE FUNCTION swarm._memory_next_sweep() RETURNS timestamptz
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    next timestamptz;
+    due timestamptz;
 BEGIN
-    SELECT min(m) INTO next FROM (
+    SELECT min(m) INTO due FROM (
         SELECT (SELECT min(sweep_at) FROM swarm._memory
                 WHERE sweep_at >= coalesce((SELECT swept_to FROM swarm._memory_swept WHERE kind = 'swarm._memory'
                                             AND swept_to <= swarm._now()), '-infinity')) AS m
@@ -660,8 +660,10 @@ BEGIN
                 WHERE sweep_at >= coalesce((SELECT swept_to FROM swarm._memory_swept WHERE kind = 'swarm._memory_unlogged'
                                             AND swept_to <= swarm._now()), '-infinity'))
         UNION ALL
+        SELECT min(from_start) + interval '10 min' FROM swarm._memory_swept WHERE from_start < swept_to
+        UNION ALL
         SELECT swarm._now() WHERE EXISTS (SELECT FROM swarm._namespace_gone)) s;
-    RETURN next;
+    RETURN due;
 END $$;
 
 -- ---------------------------------------------------------------------

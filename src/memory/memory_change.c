@@ -51,6 +51,8 @@ static struct
 }			notes = {.due = DT_NOEND};
 
 static ProcessUtility_hook_type previous_utility = NULL;
+static bool ending_prepared = false;	/* the cache is closed by us */
+static bool exit_registered = false;
 
 static void note_row(Relation table, HeapTuple tuple, TupleDesc desc);
 static void note(uint32 hash);
@@ -449,13 +451,22 @@ utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 		call_previous(pstmt, query, read_only_tree, utility_context, params, env, dest, qc);
 		return;
 	}
+	if (!exit_registered)
+	{
+		before_shmem_exit(prepared_ended, (Datum) 0);
+		exit_registered = true;
+	}
 	guard_begin(&swarm_memory_shared->all);
-	PG_ENSURE_ERROR_CLEANUP(prepared_ended, (Datum) 0);
+	ending_prepared = true;
+	PG_TRY();
 	{
 		call_previous(pstmt, query, read_only_tree, utility_context, params, env, dest, qc);
 	}
-	PG_END_ENSURE_ERROR_CLEANUP(prepared_ended, (Datum) 0);
-	prepared_ended(0, (Datum) 0);
+	PG_FINALLY();
+	{
+		prepared_ended(0, (Datum) 0);
+	}
+	PG_END_TRY();
 }
 
 static void
@@ -469,9 +480,16 @@ call_previous(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 		standard_ProcessUtility(pstmt, query, read_only_tree, utility_context, params, env, dest, qc);
 }
 
+/*
+ * prepared_ended: also at the process' exit, which may come in between.  (Not
+ * PG_ENSURE_ERROR_CLEANUP: COMMIT PREPARED registers an exit callback, too.)
+ */
 static void
 prepared_ended(int code, Datum arg)
 {
+	if (!ending_prepared)
+		return;
+	ending_prepared = false;
 	guard_end(&swarm_memory_shared->all);
 	swarm_quota_forget_all();
 	swarm_memory_wake_all();

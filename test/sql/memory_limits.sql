@@ -77,7 +77,6 @@ SELECT swarm._clock_advance(NULL) IS NOT NULL AS moved;
 SELECT swarm.memory_store('l/sweep', 'p' || i, '1', '1 day') IS NULL AS no FROM generate_series(1, 2000) i GROUP BY 1;
 ANALYZE swarm._memory;
 EXPLAIN (COSTS OFF) SELECT ctid, sweep_at FROM swarm._memory WHERE sweep_at >= '-infinity' AND sweep_at <= now() ORDER BY sweep_at LIMIT 1000 FOR UPDATE SKIP LOCKED;
-CREATE TABLE memory_limits.hot AS SELECT pg_stat_get_xact_tuples_hot_updated('swarm._memory'::regclass) AS n;
 BEGIN;
 SELECT swarm.memory_store('l/sweep', 'renewed', '0', '1 day');
 SELECT pg_stat_get_xact_tuples_hot_updated('swarm._memory'::regclass) AS before \gset
@@ -86,4 +85,5 @@ SELECT pg_stat_get_xact_tuples_hot_updated('swarm._memory'::regclass) - :before 
 COMMIT;
 SELECT swarm.namespace_drop('l/' || n) FROM unnest('{reject,oldest,soonest,bytes,sweep}'::text[]) n;
 CALL memory_limits.until('swarm.memory_sweep() = 0 AND NOT EXISTS (SELECT FROM swarm._namespace_gone)');
-DROP SCHEMA memory_limits CASCADE;
+DROP PROCEDURE memory_limits.until;
+DROP SCHEMA memory_limits;

@@ -94,7 +94,6 @@ SELECT swarm.namespace_grant('ann', 'nobody_there');
 SELECT swarm.namespace_grant('ann', 'public', 'all');
 
 -- a cached query runs as who asks
-CREATE SCHEMA regress_memory_ann;
 RESET ROLE;
 CREATE TABLE only_admin AS SELECT 1 AS secret;
 SET ROLE regress_memory_ann;
@@ -127,6 +126,5 @@ SELECT swarm.namespace_drop('ann');
 SELECT swarm.namespace_drop('ann', with_below => true), swarm.namespace_drop('r/admin'), swarm.namespace_drop('bob');
 -- the name again: nothing of the old one
 SELECT swarm.namespace_create('ann'), swarm.memory_get('ann', 'k') IS NULL AS empty, (SELECT count(*) FROM swarm.memory_list('ann')), swarm.namespace_drop('ann');
-DROP SCHEMA regress_memory_ann;
 REVOKE EXECUTE ON FUNCTION swarm.namespace_create FROM regress_memory_ann, regress_memory_bob;
 DROP ROLE regress_memory_ann, regress_memory_bob, regress_memory_team;

@@ -55,7 +55,6 @@ SELECT count(*) FROM pg_class WHERE relname ~ '^_recall_' AND relkind = 'r';
 SELECT (swarm.track_spawn('a1', 'coder', 'write it') ->> 'startTime')::bigint > 0 AS spawned;
 SELECT swarm._clock_advance('2 s') IS NOT NULL AS moved;
 SELECT (s->>'cpu')::float8 >= 0 AS cpu, (s->>'memory')::bigint > 1000000 AS memory, (s->>'uptime')::float8 > 0 AS uptime, s->>'agentId' AS agent FROM swarm.track_execution('a1') s;
-LISTEN pg_swarm_wiki;
 SELECT s->>'status' AS status, (s->>'duration')::int BETWEEN 2000 AND 100000 AS duration FROM swarm.track_completion('a1', 'success', 'done') s;
 SELECT s FROM swarm.track_completion('unheard-of', 'error', error => 'lost') s;
 SELECT agent_id, agent_type, task, status, outcome, error, duration >= 2000 AS duration FROM swarm.agent_history() WHERE agent_id IN ('a1', 'unheard-of') ORDER BY agent_id, status DESC;
@@ -63,7 +62,6 @@ SELECT record ?& '{agentId,agentType,task,status,timestamp}'::text[] AS complete
 SELECT count(*) FROM swarm.agent_history('a1', swarm._now() + interval '1 min');
 SELECT value->>'type' AS type, value->>'agentId' AS agent, value->>'status' AS status FROM swarm.memory_list('wiki-notifications', 'wiki-event-') WHERE value->>'agentId' IN ('a1', 'unheard-of') ORDER BY 2;
 SELECT key ~ '^agent-a1-metrics-\d+-\d+$' AS key FROM swarm.memory_list('agent-metrics', 'agent-a1-');
-UNLISTEN pg_swarm_wiki;
 SELECT swarm._clock_advance(NULL) IS NOT NULL AS moved;
 -- of another: not seen; his own without any grant
 CREATE ROLE regress_memory_agent;

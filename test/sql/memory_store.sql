@@ -160,4 +160,5 @@ CREATE SCHEMA memory_store;
 -- rows of dropped namespaces go with a sweep, the scheduler's or ours
 CALL memory_store.until('swarm.memory_sweep() = 0 AND NOT EXISTS (SELECT FROM swarm._namespace_gone)');
 SELECT count(*) FROM swarm._memory m WHERE namespace >= 16;
-DROP SCHEMA memory_store CASCADE;
+DROP PROCEDURE memory_store.until;
+DROP SCHEMA memory_store;
