@@ -24,7 +24,7 @@
 #include "memory/memory_int.h"
 
 #define PARTITIONS		32
-#define MIN_PARTITION	(16 * 1024)	/* bytes; less is no cache */
+#define MIN_PARTITION	(16 * 1024) /* bytes; less is no cache */
 #define UNIT			8		/* bytes; places in a ring count units */
 #define BYTES_A_HEAD	512		/* of the ring */
 #define BIGGEST_SHARE	4		/* of a ring that an entry may take */

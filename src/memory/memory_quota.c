@@ -26,7 +26,8 @@
 #include "base/shmem.h"
 #include "memory/memory_int.h"
 
-#define QUOTAS			1024	/* namespaces with limits in use, of all databases */
+#define QUOTAS			1024	/* namespaces with limits in use, of all
+								 * databases */
 #define EVICT_SHARE		100		/* of a limit is made free at a time */
 
 typedef struct QuotaKey
@@ -41,8 +42,8 @@ typedef struct Quota
 {
 	QuotaKey	key;
 	bool		counted;
-	uint32		life;			/* counts countings: who was counted before does
-								 * not count again */
+	uint32		life;			/* counts countings: who was counted before
+								 * does not count again */
 	int64		entries;
 	int64		bytes;
 } Quota;
@@ -89,7 +90,7 @@ swarm_quota_hash_size(void)
 void
 swarm_quota_attach(void)
 {
-	HASHCTL		ctl = {.keysize = sizeof(QuotaKey),.entrysize = sizeof(Quota)};
+	HASHCTL		ctl = {.keysize = sizeof(QuotaKey), .entrysize = sizeof(Quota)};
 
 	swarm_memory_quotas = ShmemInitHash("pg_swarm memory limits", QUOTAS, QUOTAS, &ctl,
 										HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
@@ -237,7 +238,7 @@ now_used(const SwarmSpace *space, int64 *entries, int64 *bytes)
 void
 swarm_quota_change(const SwarmSpace *space, int entries, int64 bytes, Datum key)
 {
-	QuotaChange change = {.key = key_of(space),.entries = entries,.bytes = bytes};
+	QuotaChange change = {.key = key_of(space), .entries = entries, .bytes = bytes};
 
 	if (swarm_memory_quotas != NULL)
 	{

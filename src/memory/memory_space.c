@@ -97,7 +97,7 @@ swarm_space_use(const char *name, Oid role, SwarmNeed need, SwarmSpace *space)
 {
 	KnownSpace *known = find_name(name);
 	bool		something = known != NULL &&
-		(may(known, role, NEED_READ) || known->space.id < BUILTIN_IDS);
+	(may(known, role, NEED_READ) || known->space.id < BUILTIN_IDS);
 
 	if (!something)
 		ereport(ERROR,

@@ -10,6 +10,7 @@
 #include "catalog/pg_type.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "tcop/utility.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
@@ -536,6 +537,7 @@ swarm_memory_increment(PG_FUNCTION_ARGS)
 	text	   *key;
 
 	use_argument(fcinfo, 0, NEED_WRITE, &space);
+	PreventCommandIfReadOnly("memory_increment()");
 	key = key_argument(fcinfo, 1);
 	swarm_memory_check_key(key);
 	if (PG_ARGISNULL(2) || numeric_is_nan(PG_GETARG_NUMERIC(2)) || numeric_is_inf(PG_GETARG_NUMERIC(2)))

@@ -15,6 +15,7 @@
 #include "access/xlog.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
+#include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
@@ -44,6 +45,7 @@ static const struct
 	int			nargs;
 	Oid			types[MAX_ARGS];
 }			statements[STATEMENTS] =
+
 {
 	/* $3 value, $4 tags, $5 size, $6 expires_at, $7 now, $8 owner, $9 flags */
 	[STATEMENT_STORE] = {
@@ -55,32 +57,32 @@ static const struct
 		"sweep_at = CASE WHEN $9 & 2 <> 0 AND " LIVE " THEN m.sweep_at ELSE " SWEEP_AT("$6") " END, "
 		"created_at = CASE WHEN " LIVE " THEN m.created_at ELSE $7 END, updated_at = $7, owner = $8 "
 		"WHERE $9 & 1 = 0 OR NOT " LIVE " RETURNING version",
-		9, {INT4OID, TEXTOID, JSONBOID, TEXTARRAYOID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, OIDOID, INT4OID}},
+	9, {INT4OID, TEXTOID, JSONBOID, TEXTARRAYOID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, OIDOID, INT4OID}},
 	/* the same; $9 the version it must have; $8 flags and owner are split */
 	[STATEMENT_REPLACE] = {
 		"UPDATE %s AS m SET version = m.version + 1, value = $3, tags = $4, size = $5, "
 		"expires_at = CASE WHEN $6 = '-infinity' THEN m.expires_at ELSE $6 END, "
 		"sweep_at = CASE WHEN $6 = '-infinity' THEN m.sweep_at ELSE " SWEEP_AT("$6") " END, updated_at = $7, owner = $8 "
 		"WHERE namespace = $1 AND key = $2 AND version = $9 AND " LIVE " RETURNING version",
-		9, {INT4OID, TEXTOID, JSONBOID, TEXTARRAYOID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, OIDOID, INT8OID}},
+	9, {INT4OID, TEXTOID, JSONBOID, TEXTARRAYOID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, OIDOID, INT8OID}},
 	[STATEMENT_DELETE] = {
 		"DELETE FROM %s AS m WHERE namespace = $1 AND key = $2 RETURNING " LIVE,
-		2, {INT4OID, TEXTOID}},
+	2, {INT4OID, TEXTOID}},
 	/* $3 expires_at, $4 condition */
 	[STATEMENT_EXPIRE] = {
 		"UPDATE %s AS m SET expires_at = $3, sweep_at = " SWEEP_AT("$3")
 		" WHERE namespace = $1 AND key = $2 AND " LIVE " AND CASE $4 WHEN 'nx' THEN expires_at IS NULL "
 		"WHEN 'xx' THEN expires_at IS NOT NULL WHEN 'gt' THEN expires_at < $3 "
 		"WHEN 'lt' THEN expires_at IS NULL OR expires_at > $3 ELSE true END",
-		4, {INT4OID, TEXTOID, TIMESTAMPTZOID, TEXTOID}},
+	4, {INT4OID, TEXTOID, TIMESTAMPTZOID, TEXTOID}},
 	[STATEMENT_EXPIRE_NOW] = {
 		"DELETE FROM %s AS m WHERE namespace = $1 AND key = $2 AND " LIVE " AND CASE $4 WHEN 'nx' THEN expires_at IS NULL "
 		"WHEN 'xx' THEN expires_at IS NOT NULL WHEN 'gt' THEN expires_at < $3 "
 		"WHEN 'lt' THEN expires_at IS NULL OR expires_at > $3 ELSE true END",
-		4, {INT4OID, TEXTOID, TIMESTAMPTZOID, TEXTOID}},
+	4, {INT4OID, TEXTOID, TIMESTAMPTZOID, TEXTOID}},
 	[STATEMENT_PERSIST] = {
 		"UPDATE %s AS m SET expires_at = NULL WHERE namespace = $1 AND key = $2 AND expires_at IS NOT NULL AND " LIVE,
-		2, {INT4OID, TEXTOID}},
+	2, {INT4OID, TEXTOID}},
 	/* $3 by, $4 expires_at, $5 now, $6 owner */
 	[STATEMENT_INCREMENT] = {
 		"INSERT INTO %s AS m (namespace, key, version, value, tags, size, expires_at, sweep_at, created_at, updated_at, owner) "
@@ -94,23 +96,23 @@ static const struct
 		"sweep_at = CASE WHEN " LIVE " THEN m.sweep_at ELSE " SWEEP_AT("$4") " END, "
 		"created_at = CASE WHEN " LIVE " THEN m.created_at ELSE $5 END, updated_at = $5, owner = $6 "
 		"RETURNING value::numeric, value",
-		6, {INT4OID, TEXTOID, NUMERICOID, TIMESTAMPTZOID, TIMESTAMPTZOID, OIDOID}},
+	6, {INT4OID, TEXTOID, NUMERICOID, TIMESTAMPTZOID, TIMESTAMPTZOID, OIDOID}},
 
 	/* for limits; $2 is the key that stays */
 	[STATEMENT_COUNT] = {
 		"SELECT count(*), coalesce(sum(size), 0)::bigint FROM %s WHERE namespace = $1",
-		1, {INT4OID}},
+	1, {INT4OID}},
 	[STATEMENT_PURGE] = {
 		"DELETE FROM %s AS m WHERE namespace = $1 AND key <> $2 AND NOT " LIVE,
-		2, {INT4OID, TEXTOID}},
+	2, {INT4OID, TEXTOID}},
 	[STATEMENT_EVICT_OLDEST] = {
 		"DELETE FROM %s WHERE ctid = ANY (ARRAY(SELECT ctid FROM %s WHERE namespace = $1 AND key <> $2 "
 		"ORDER BY updated_at, key LIMIT $3 FOR UPDATE SKIP LOCKED))",
-		3, {INT4OID, TEXTOID, INT8OID}},
+	3, {INT4OID, TEXTOID, INT8OID}},
 	[STATEMENT_EVICT_SOONEST] = {
 		"DELETE FROM %s WHERE ctid = ANY (ARRAY(SELECT ctid FROM %s WHERE namespace = $1 AND key <> $2 "
 		"ORDER BY expires_at NULLS LAST, updated_at, key LIMIT $3 FOR UPDATE SKIP LOCKED))",
-		3, {INT4OID, TEXTOID, INT8OID}}
+	3, {INT4OID, TEXTOID, INT8OID}}
 };
 
 /* Plans of the partitions of _recall. */
@@ -271,6 +273,7 @@ swarm_memory_store_entry(const SwarmSpace *space, Oid owner, const SwarmMemorySt
 	SwarmSpi	spi;
 	int64		version = 0;
 
+	PreventCommandIfReadOnly("memory_store()");
 	swarm_memory_check_key(what->key);
 	if (what->has_ttl)
 		expires = swarm_memory_expiry(&what->ttl, now, &expires_at);
@@ -375,7 +378,7 @@ plans_of(int32 space)
 
 	if (recall_plans == NULL)
 	{
-		HASHCTL		ctl = {.keysize = sizeof(int32),.entrysize = sizeof(RecallPlans)};
+		HASHCTL		ctl = {.keysize = sizeof(int32), .entrysize = sizeof(RecallPlans)};
 
 		recall_plans = hash_create("pg_swarm recall plans", 16, &ctl, HASH_ELEM | HASH_BLOBS);
 	}
