@@ -4,8 +4,9 @@ SELECT swarm.namespace_create('l/reject', max_entries => 3), swarm.namespace_cre
        swarm.namespace_create('l/soonest', max_entries => 3, evict => 'soonest'), swarm.namespace_create('l/bytes', max_bytes => 1000);
 SELECT swarm.memory_store('l/reject', k, '1') FROM unnest('{a,b,c}'::text[]) k;
 SELECT swarm.memory_store('l/reject', 'd', '1');
-\errverbose
+\set VERBOSITY sqlstate
 SELECT swarm.memory_increment('l/reject', 'd');
+\set VERBOSITY terse
 -- replacing adds none; a rolled back row is none; a deleted one makes room at once in its transaction
 SELECT swarm.memory_store('l/reject', 'a', '2'), swarm.memory_increment('l/reject', 'a');
 BEGIN;
