@@ -676,7 +676,7 @@ LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 50
 AS 'MODULE_PATHNAME', 'swarm__memory_text';
 
 CREATE FUNCTION swarm._memory_words(content text) RETURNS tsvector
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE COST 500
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE COST 500 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT pg_catalog.to_tsvector('pg_catalog.english'::pg_catalog.regconfig, content) $$;
 
 -- Any of the words, each also as the beginning of one; NULL: there are none.

@@ -50,7 +50,8 @@ REVOKE ALL ON FUNCTION swarm._installed() FROM PUBLIC;
 GRANT SELECT, INSERT, UPDATE, DELETE ON swarm._schedule, swarm._schedule_run TO PUBLIC;
 GRANT SELECT ON swarm.schedules TO PUBLIC;
 
--- memory: the functions check who may read and write a namespace (its owner,
+-- memory: views call _namespace_builtin, _namespace_may, _memory_rows (which reads
+-- as its caller), _cache_stats and _track_counts. The functions check who may read and write a namespace (its owner,
 -- and whom it was granted to); tables are read through row-level security.
 -- Creating namespaces and sweeping is for administrators and whom they grant
 -- it to.
@@ -74,5 +75,6 @@ REVOKE ALL ON FUNCTION
     swarm._process_usage(), swarm._track_count(text), swarm._track(oid, text, text, jsonb, text),
     swarm._track_spawn(oid, text, text, text), swarm._track_execution(oid, text), swarm._track_number(),
     swarm._track_spawned(text), swarm._track_completion(oid, text, text, text, text),
-    swarm._agent_history(oid, text, timestamptz), swarm._namespace_may_as(oid, int)
+    swarm._agent_history(oid, text, timestamptz), swarm._namespace_may_as(oid, int), swarm._iso_time(timestamptz),
+    swarm._millis(timestamptz), swarm._memory_text(text, jsonb), swarm._memory_words(text), swarm._memory_query(text)
     FROM PUBLIC;

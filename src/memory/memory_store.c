@@ -103,7 +103,8 @@ static const struct
 		"SELECT count(*), coalesce(sum(size), 0)::bigint FROM %s WHERE namespace = $1",
 	1, {INT4OID}},
 	[STATEMENT_PURGE] = {
-		"DELETE FROM %s AS m WHERE namespace = $1 AND key <> $2 AND NOT " LIVE,
+		"DELETE FROM %s WHERE ctid = ANY (ARRAY(SELECT ctid FROM %s AS m WHERE namespace = $1 AND key <> $2 "
+		"AND NOT " LIVE " FOR UPDATE SKIP LOCKED))",
 	2, {INT4OID, TEXTOID}},
 	[STATEMENT_EVICT_OLDEST] = {
 		"DELETE FROM %s WHERE ctid = ANY (ARRAY(SELECT ctid FROM %s WHERE namespace = $1 AND key <> $2 "
