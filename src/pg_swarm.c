@@ -16,6 +16,7 @@
 #include "base/shmem.h"
 #include "hnsw/hnsw.h"
 #include "job/job.h"
+#include "memory/memory.h"
 #include "vector/vector.h"
 #include "worker/worker.h"
 
@@ -44,6 +45,7 @@ _PG_init(void)
 	swarm_fault_init();
 	swarm_job_init();
 	swarm_worker_init();
+	swarm_memory_init();
 	swarm_shmem_init();
 
 	MarkGUCPrefixReserved("pg_swarm");

@@ -49,3 +49,32 @@ REVOKE ALL ON FUNCTION swarm._installed() FROM PUBLIC;
 -- of its own.
 GRANT SELECT, INSERT, UPDATE, DELETE ON swarm._schedule, swarm._schedule_run TO PUBLIC;
 GRANT SELECT ON swarm.schedules TO PUBLIC;
+
+-- memory: views call _namespace_builtin, _namespace_may, _memory_rows (which reads
+-- as its caller), _cache_stats and _track_counts. The functions check who may read and write a namespace (its owner,
+-- and whom it was granted to); tables are read through row-level security.
+-- Creating namespaces and sweeping is for administrators and whom they grant
+-- it to.
+GRANT SELECT ON swarm._namespace, swarm._namespace_grant, swarm._memory, swarm._memory_unlogged TO PUBLIC;
+GRANT SELECT ON swarm.namespaces, swarm.namespace_grants, swarm.memory, swarm.stat_memory, swarm.stat_cache,
+    swarm.stat_tracker TO PUBLIC;
+REVOKE ALL ON FUNCTION swarm.namespace_create(text, interval, bigint, bigint, text, text, boolean, boolean, int, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.memory_sweep(int) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.maintenance_schedule() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.maintenance_unschedule() FROM PUBLIC;
+REVOKE ALL ON FUNCTION
+    swarm._memory_changed(), swarm._namespace_changed(), swarm._namespace_check(oid, text, text),
+    swarm._namespace_validate(swarm._namespace), swarm._recall_create(int, int), swarm._namespace_lock(int),
+    swarm._namespace_create(oid, text, interval, bigint, bigint, text, text, boolean, boolean, int, text),
+    swarm._namespace_alter(oid, text, jsonb), swarm._namespace_drop(oid, text, boolean),
+    swarm._namespace_grant(oid, text, text, text), swarm._namespace_revoke(oid, text, text), swarm._grantee(text),
+    swarm._memory_table(int), swarm._memory_list(oid, text, text, int, text), swarm._memory_clear(oid, text, text),
+    swarm._memory_sweep_table(text, timestamptz, int), swarm._memory_sweep(oid, int), swarm._memory_next_sweep(),
+    swarm._memory_reembed(oid, text), swarm._memory_search(oid, text, text, int, text, jsonb, real[]),
+    swarm._memory_usage(oid, text, text, text, jsonb, int, text), swarm._memory_store_as(oid, text, text, jsonb, interval),
+    swarm._process_usage(), swarm._track_count(text), swarm._track(oid, text, text, jsonb, text),
+    swarm._track_spawn(oid, text, text, text), swarm._track_execution(oid, text), swarm._track_number(),
+    swarm._track_spawned(text), swarm._track_completion(oid, text, text, text, text),
+    swarm._agent_history(oid, text, timestamptz), swarm._namespace_may_as(oid, int), swarm._iso_time(timestamptz),
+    swarm._millis(timestamptz), swarm._memory_text(text, jsonb), swarm._memory_words(text), swarm._memory_query(text)
+    FROM PUBLIC;

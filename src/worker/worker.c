@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "base/compat.h"
 #include "base/shmem.h"
+#include "memory/memory.h"
 #include "worker/worker_int.h"
 
 SwarmWorkerShared *swarm_worker_shared = NULL;
@@ -32,6 +33,7 @@ static void worker_attach(void *memory, bool found);
 static bool check_databases(char **newval, void **extra, GucSource source);
 static void assign_databases(const char *newval, void *extra);
 static void clock_moved(void);
+static void memory_due(void);
 
 static SwarmShmemPiece worker_piece = {
 	.name = "pg_swarm workers",
@@ -70,6 +72,7 @@ swarm_worker_init(void)
 	swarm_shmem_register(&worker_piece);
 	swarm_clock_moved_hook = clock_moved;
 	swarm_job_inflight_hook = swarm_inflight_note;
+	swarm_memory_due_hook = memory_due;
 	if (!process_shared_preload_libraries_in_progress)
 		return;
 	swarm_worker_hooks_init();
@@ -267,4 +270,22 @@ swarm_worker_sleep(long ms, uint32 wait_event)
 		ConfigReloadPending = false;
 		ProcessConfigFile(PGC_SIGHUP);
 	}
+}
+
+/*
+ * memory_due: entries of this database expire before its scheduler means to
+ * look; called after the commit.
+ */
+static void
+memory_due(void)
+{
+	SwarmShard *shard;
+
+	if (swarm_worker_shared == NULL)
+		return;
+	LWLockAcquire(swarm_job_lock, LW_SHARED);
+	shard = swarm_shard_find(MyDatabaseId);
+	if (shard != NULL)
+		swarm_shard_wake_scheduler(shard);
+	LWLockRelease(swarm_job_lock);
 }

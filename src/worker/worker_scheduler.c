@@ -30,6 +30,7 @@
 #include "base/clock.h"
 #include "base/compat.h"
 #include "base/fault.h"
+#include "memory/memory.h"
 #include "worker/worker_int.h"
 
 #define RETRY_MS			1000
@@ -60,6 +61,7 @@ static void step_sweep(SwarmShard *s);
 static void step_suspects(SwarmShard *s);
 static void forget_suspects(void);
 static void step_history(SwarmShard *s);
+static void step_memory(SwarmShard *s);
 static void start_runners(void);
 static int	runners_wanted(void);
 static bool start_runner(bool critical_only);
@@ -253,6 +255,8 @@ turn(void)
 		swarm_queue_forget(shard, false);
 	if (history)
 		step("history", step_history);
+	if (swarm_memory_sweep_due() <= swarm_now())
+		step("memory", step_memory);
 	/* what a failed step had taken up is to be looked for everywhere */
 	if (config)
 		step("settings", step_config);
@@ -279,6 +283,7 @@ turn(void)
 		return 0;
 	if (next_history > swarm_now())
 		next = Min(next, next_history);
+	next = Min(next, swarm_memory_sweep_due());
 	wait_ms = TIMESTAMP_IS_NOEND(next) ? LONGEST_SLEEP_MS : Max(swarm_clock_wait_ms(next), 1);
 	return refill ? Min(wait_ms, REFILL_MS) : wait_ms;
 }
@@ -393,6 +398,13 @@ step_history(SwarmShard *s)
 	swarm_job_history_prepare();
 	swarm_job_history_drop_old();
 	next_history = now - now % USECS_PER_DAY + USECS_PER_DAY + USECS_PER_MINUTE;
+}
+
+/* One batch; when the next is due is in shared memory. */
+static void
+step_memory(SwarmShard *s)
+{
+	swarm_memory_sweep_step();
 }
 
 /* ------------------------------------------------------------------------

@@ -1,0 +1,497 @@
+/*
+ * memory_change.c
+ *	  What follows from a change of an entry, whoever made it.
+ *
+ * A row trigger on the tables of entries notes the key, counts for limits and
+ * keeps what the namespace is searched by.  At the end of the transaction:
+ *
+ *   before it is visible	guards are marked: no reader trusts or fills the
+ *							cache for these keys
+ *   once it is visible		guards are counted and unmarked; waiters of the
+ *							keys wake; the scheduler hears of an earlier expiry
+ *   at rollback			guards are unmarked, if they had been marked
+ *
+ * A savepoint that is rolled back leaves its notes: they cost a read of the
+ * table.  A prepared transaction is forgotten here; COMMIT PREPARED, in
+ * whatever session, closes the whole cache while it runs.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "commands/trigger.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "storage/ipc.h"
+#include "tcop/utility.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+
+#include "base/clock.h"
+#include "base/compat.h"
+#include "base/export.h"
+#include "base/fault.h"
+#include "base/shmem.h"
+#include "memory/memory_int.h"
+
+#define MOST_NOTES		4096	/* keys; beyond, everything has changed */
+
+void		(*swarm_memory_due_hook) (void) = NULL;
+
+/* The keys that this transaction has written, as hashes. */
+static struct
+{
+	bool		written;
+	bool		all;			/* too many, or TRUNCATE */
+	bool		marked;			/* guards are */
+	int			n;
+	int			room;
+	uint32	   *hashes;
+	TimestampTz due;			/* earliest sweep of what was written */
+}			notes = {.due = DT_NOEND};
+
+static ProcessUtility_hook_type previous_utility = NULL;
+static bool ending_prepared = false;	/* the cache is closed by us */
+static bool exit_registered = false;
+
+static void note_row(Relation table, HeapTuple tuple, TupleDesc desc);
+static void note(uint32 hash);
+static void count_row(TriggerData *trigger);
+static void at_transaction_end(XactEvent event, void *arg);
+static void mark(void);
+static void unmark(bool committed);
+static void guard_begin(SwarmCacheGuard *guard);
+static void guard_end(SwarmCacheGuard *guard);
+static void forget_notes(void);
+static void announce_due(TimestampTz due);
+static int	sweep_slot(void);
+static void utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
+					ProcessUtilityContext utility_context, ParamListInfo params,
+					QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc);
+static void call_previous(PlannedStmt *pstmt, const char *query, bool read_only_tree,
+						  ProcessUtilityContext utility_context, ParamListInfo params,
+						  QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc);
+static void prepared_ended(int code, Datum arg);
+
+void
+swarm_memory_change_init(void)
+{
+	RegisterXactCallback(at_transaction_end, NULL);
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+	previous_utility = ProcessUtility_hook;
+	ProcessUtility_hook = utility;
+}
+
+bool
+swarm_memory_written(void)
+{
+	return notes.written;
+}
+
+/*
+ * swarm._memory_changed() returns trigger
+ */
+SWARM_FUNCTION(swarm__memory_changed);
+Datum
+swarm__memory_changed(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	TupleDesc	desc;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("this function can be called as a trigger only")));
+	desc = RelationGetDescr(trigger->tg_relation);
+	if (TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event))
+	{
+		notes.written = notes.all = true;
+		swarm_quota_forget_all();
+		PG_RETURN_POINTER(NULL);
+	}
+	note_row(trigger->tg_relation, trigger->tg_trigtuple, desc);
+	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
+		note_row(trigger->tg_relation, trigger->tg_newtuple, desc);
+	count_row(trigger);
+	PG_RETURN_POINTER(NULL);
+}
+
+/* ------------------------------------------------------------------------
+ * While the transaction runs
+ * ------------------------------------------------------------------------ */
+
+static void
+note_row(Relation table, HeapTuple tuple, TupleDesc desc)
+{
+	bool		isnull;
+	int32		space;
+	text	   *key;
+	TimestampTz sweep_at;
+
+	if (swarm_memory_shared == NULL)
+		return;
+	space = DatumGetInt32(heap_getattr(tuple, MEMORY_NAMESPACE, desc, &isnull));
+	key = DatumGetTextPP(heap_getattr(tuple, MEMORY_KEY, desc, &isnull));
+	note(swarm_memory_hash(RelationGetRelid(table), space, VARDATA_ANY(key),
+						   VARSIZE_ANY_EXHDR(key)));
+	sweep_at = DatumGetTimestampTz(heap_getattr(tuple, MEMORY_SWEEP_AT, desc, &isnull));
+	if (!isnull && sweep_at < notes.due)
+		notes.due = sweep_at;
+}
+
+static void
+note(uint32 hash)
+{
+	notes.written = true;
+	if (notes.all || (notes.n > 0 && notes.hashes[notes.n - 1] == hash))
+		return;
+	if (notes.n == notes.room)
+	{
+		if (notes.n >= MOST_NOTES)
+		{
+			notes.all = true;
+			return;
+		}
+		if (notes.hashes == NULL)
+			notes.hashes = MemoryContextAlloc(TopMemoryContext, 16 * sizeof(uint32));
+		else
+			notes.hashes = repalloc(notes.hashes, notes.n * 4 * sizeof(uint32));
+		notes.room = notes.n == 0 ? 16 : notes.n * 4;
+	}
+	notes.hashes[notes.n++] = hash;
+}
+
+/*
+ * count_row: for the limits of the namespace; and a deleted entry is no longer
+ * to be found.
+ */
+static void
+count_row(TriggerData *trigger)
+{
+	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
+	bool		inserted = TRIGGER_FIRED_BY_INSERT(trigger->tg_event);
+	bool		deleted = TRIGGER_FIRED_BY_DELETE(trigger->tg_event);
+	HeapTuple	tuple = trigger->tg_trigtuple;
+	SwarmSpace	space;
+	bool		isnull;
+	int64		bytes;
+	Datum		key;
+
+	if (!swarm_space_by_id(DatumGetInt32(heap_getattr(tuple, MEMORY_NAMESPACE, desc, &isnull)), &space))
+		return;
+	key = heap_getattr(tuple, MEMORY_KEY, desc, &isnull);
+	if (deleted && space.embed)
+	{
+		SwarmSpi	spi;
+
+		swarm_spi_begin(&spi);
+		swarm_memory_forget(&space, key);
+		swarm_spi_end(&spi);
+	}
+	if (!swarm_space_limited(&space))
+		return;
+	bytes = DatumGetInt32(heap_getattr(tuple, MEMORY_SIZE, desc, &isnull));
+	if (deleted)
+		bytes = -bytes;
+	else if (!inserted)
+		bytes = DatumGetInt32(heap_getattr(trigger->tg_newtuple, MEMORY_SIZE, desc, &isnull)) - bytes;
+	swarm_quota_change(&space, inserted ? 1 : deleted ? -1 : 0, bytes, key);
+}
+
+/* ------------------------------------------------------------------------
+ * At its end
+ * ------------------------------------------------------------------------ */
+
+static void
+at_transaction_end(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			if (notes.written)
+				mark();
+			break;
+		case XACT_EVENT_COMMIT:
+			if (notes.written)
+			{
+				unmark(true);
+				announce_due(notes.due);
+			}
+			forget_notes();
+			swarm_quota_end_of_transaction();
+			break;
+		case XACT_EVENT_ABORT:
+			unmark(false);
+			forget_notes();
+			swarm_quota_end_of_transaction();
+			break;
+		case XACT_EVENT_PREPARE:
+			forget_notes();
+			swarm_quota_end_of_transaction();
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+mark(void)
+{
+	SwarmMemoryShared *s = swarm_memory_shared;
+
+	if (s == NULL || notes.marked)
+		return;
+	HOLD_INTERRUPTS();
+	if (notes.all)
+		guard_begin(&s->all);
+	else
+	{
+		for (int i = 0; i < notes.n; i++)
+			guard_begin(&s->guards[notes.hashes[i] % s->nguards]);
+	}
+	notes.marked = true;
+	RESUME_INTERRUPTS();
+	SWARM_FAULT("memory.commit");
+}
+
+/*
+ * unmark: runs with interrupts held off and must not fail.  What was written
+ * after mark(), by another module's callback, is counted here.
+ */
+static void
+unmark(bool committed)
+{
+	SwarmMemoryShared *s = swarm_memory_shared;
+
+	if (s == NULL || (!notes.marked && !committed))
+		return;
+	if (notes.all)
+	{
+		if (!notes.marked)
+			guard_begin(&s->all);
+		guard_end(&s->all);
+		if (committed)
+			swarm_memory_wake_all();
+		return;
+	}
+	for (int i = 0; i < notes.n; i++)
+	{
+		SwarmCacheGuard *guard = &s->guards[notes.hashes[i] % s->nguards];
+
+		if (!notes.marked)
+			guard_begin(guard);
+		guard_end(guard);
+		if (committed)
+			ConditionVariableBroadcast(swarm_memory_waiters(notes.hashes[i]));
+	}
+	pg_atomic_fetch_add_u64(&s->invalidations, notes.n);
+}
+
+/* The order matters: swarm_cache_get() reads changes first. */
+static void
+guard_begin(SwarmCacheGuard *guard)
+{
+	pg_atomic_fetch_add_u32(&guard->committing, 1);
+	pg_atomic_fetch_add_u32(&guard->changes, 1);
+}
+
+static void
+guard_end(SwarmCacheGuard *guard)
+{
+	pg_atomic_fetch_add_u32(&guard->changes, 1);
+	pg_atomic_fetch_sub_u32(&guard->committing, 1);
+}
+
+static void
+forget_notes(void)
+{
+	if (notes.room > 1024)
+	{
+		pfree(notes.hashes);
+		notes.hashes = NULL;
+		notes.room = 0;
+	}
+	notes.written = notes.all = notes.marked = false;
+	notes.n = 0;
+	notes.due = DT_NOEND;
+}
+
+/* ------------------------------------------------------------------------
+ * When to sweep
+ * ------------------------------------------------------------------------ */
+
+/*
+ * sweep_slot: this database's place, -1 if there is none left.
+ */
+static int
+sweep_slot(void)
+{
+	static int	slot = -1;
+	SwarmMemoryShared *s = swarm_memory_shared;
+
+	if (slot >= 0 || s == NULL)
+		return slot;
+	LWLockAcquire(swarm_memory_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < SWEPT_DATABASES && slot < 0; i++)
+	{
+		Oid			database = pg_atomic_read_u32(&s->databases[i]);
+
+		if (database == MyDatabaseId)
+			slot = i;
+		else if (!OidIsValid(database))
+		{
+			pg_atomic_write_u32(&s->databases[i], MyDatabaseId);
+			slot = i;
+		}
+	}
+	LWLockRelease(swarm_memory_lock);
+	return slot;
+}
+
+TimestampTz
+swarm_memory_sweep_due(void)
+{
+	int			slot = sweep_slot();
+
+	/* stored from zero on, so that a new slot is due at once */
+	return slot < 0 ? DT_NOEND :
+		(TimestampTz) pg_atomic_read_u64(&swarm_memory_shared->next_sweep[slot]);
+}
+
+/*
+ * announce_due: something is to be swept then.  Raises no error.
+ */
+static void
+announce_due(TimestampTz due)
+{
+	int			slot = sweep_slot();
+	pg_atomic_uint64 *next;
+	uint64		was;
+
+	if (slot < 0 || due == DT_NOEND)
+		return;
+	next = &swarm_memory_shared->next_sweep[slot];
+	was = pg_atomic_read_u64(next);
+	due = Max(due, 1);
+	while ((TimestampTz) was > due)
+	{
+		if (pg_atomic_compare_exchange_u64(next, &was, (uint64) due))
+		{
+			if (swarm_memory_due_hook)
+				swarm_memory_due_hook();
+			return;
+		}
+	}
+}
+
+void
+swarm_memory_sweep_step(void)
+{
+	const int	batch = 10000;
+	int			slot = sweep_slot();
+	TimestampTz earliest = swarm_now() + (int64) swarm_sweep_interval_ms * 1000;
+	volatile TimestampTz next = earliest;
+	SwarmSpi	spi;
+	Oid			types[] = {INT4OID};
+	Datum		values[] = {Int32GetDatum(batch)};
+	int64		removed;
+
+	if (slot < 0)
+		return;
+	SWARM_FAULT("memory.sweep");
+	/* who commits from now on is not yet seen below, and says so itself */
+	pg_atomic_write_u64(&swarm_memory_shared->next_sweep[slot], (uint64) DT_NOEND);
+	pg_memory_barrier();
+	PG_TRY();
+	{
+		swarm_spi_begin(&spi);
+		swarm_spi_execute("SELECT swarm._memory_sweep(0, $1)", 1, types, values, NULL);
+		removed = swarm_spi_int64(0, 1);
+		if (removed >= batch)
+			next = swarm_now();
+		else
+		{
+			bool		isnull;
+			Datum		due;
+
+			swarm_spi_query("SELECT swarm._memory_next_sweep()", 0, NULL, NULL, NULL);
+			due = swarm_spi_column(0, 1, &isnull);
+			next = isnull ? DT_NOEND : Max(earliest, DatumGetTimestampTz(due));
+		}
+		swarm_spi_end(&spi);
+	}
+	PG_CATCH();
+	{
+		announce_due(next);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	announce_due(next);
+}
+
+/* ------------------------------------------------------------------------
+ * Prepared transactions
+ * ------------------------------------------------------------------------ */
+
+/*
+ * utility: while COMMIT PREPARED runs, nobody trusts the cache: which keys it
+ * makes visible is known to nobody here.
+ */
+static void
+utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
+		ProcessUtilityContext utility_context, ParamListInfo params,
+		QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+{
+	TransactionStmt *stmt = (TransactionStmt *) pstmt->utilityStmt;
+
+	if (!IsA(stmt, TransactionStmt) || swarm_memory_shared == NULL ||
+		(stmt->kind != TRANS_STMT_COMMIT_PREPARED && stmt->kind != TRANS_STMT_ROLLBACK_PREPARED))
+	{
+		call_previous(pstmt, query, read_only_tree, utility_context, params, env, dest, qc);
+		return;
+	}
+	if (!exit_registered)
+	{
+		before_shmem_exit(prepared_ended, (Datum) 0);
+		exit_registered = true;
+	}
+	guard_begin(&swarm_memory_shared->all);
+	ending_prepared = true;
+	PG_TRY();
+	{
+		call_previous(pstmt, query, read_only_tree, utility_context, params, env, dest, qc);
+	}
+	PG_FINALLY();
+	{
+		prepared_ended(0, (Datum) 0);
+	}
+	PG_END_TRY();
+}
+
+static void
+call_previous(PlannedStmt *pstmt, const char *query, bool read_only_tree,
+			  ProcessUtilityContext utility_context, ParamListInfo params,
+			  QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+{
+	if (previous_utility)
+		previous_utility(pstmt, query, read_only_tree, utility_context, params, env, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, query, read_only_tree, utility_context, params, env, dest, qc);
+}
+
+/*
+ * prepared_ended: also at the process' exit, which may come in between.  (Not
+ * PG_ENSURE_ERROR_CLEANUP: COMMIT PREPARED registers an exit callback, too.)
+ */
+static void
+prepared_ended(int code, Datum arg)
+{
+	if (!ending_prepared)
+		return;
+	ending_prepared = false;
+	guard_end(&swarm_memory_shared->all);
+	swarm_quota_forget_all();
+	swarm_memory_wake_all();
+	announce_due(swarm_now());
+}

@@ -1,0 +1,297 @@
+/*
+ * memory_int.h
+ *	  Private parts of module memory.
+ */
+#ifndef SWARM_MEMORY_MEMORY_INT_H
+#define SWARM_MEMORY_MEMORY_INT_H
+
+#include "executor/tuptable.h"
+#include "port/atomics.h"
+#include "storage/condition_variable.h"
+#include "storage/lwlock.h"
+#include "utils/relcache.h"
+#include "utils/snapshot.h"
+#include "utils/timestamp.h"
+
+#include "base/spi.h"
+#include "memory/memory.h"
+
+#define SWARM_KEY_MAX_BYTES		1024
+
+/* Columns of swarm._memory and swarm._memory_unlogged. */
+typedef enum SwarmMemoryColumn
+{
+	MEMORY_NAMESPACE = 1,
+	MEMORY_KEY,
+	MEMORY_VERSION,
+	MEMORY_EXPIRES_AT,
+	MEMORY_SWEEP_AT,
+	MEMORY_CREATED_AT,
+	MEMORY_UPDATED_AT,
+	MEMORY_SIZE,
+	MEMORY_OWNER,
+	MEMORY_TAGS,
+	MEMORY_VALUE
+} SwarmMemoryColumn;
+
+/* ------------------------------------------------------------------------
+ * Namespaces (memory_space.c)
+ * ------------------------------------------------------------------------ */
+
+typedef enum SwarmNeed
+{
+	NEED_READ,
+	NEED_WRITE,
+	NEED_OWN
+} SwarmNeed;
+
+/* A namespace; a copy, which no invalidation changes. */
+typedef struct SwarmSpace
+{
+	int32		id;
+	bool		logged;
+	bool		cached;
+	bool		embed;
+	int32		dims;
+	bool		has_ttl;
+	Interval	default_ttl;
+	int64		max_entries;	/* 0 = no limit */
+	int64		max_bytes;		/* 0 = no limit */
+	char		evict;			/* r(eject), o(ldest), s(oonest) */
+} SwarmSpace;
+
+#define swarm_space_limited(space)	((space)->max_entries > 0 || (space)->max_bytes > 0)
+
+extern void swarm_space_init(void);
+
+/*
+ * The namespace of that name, for `role` to use.  Errors: 42704 if it does not
+ * exist or the role may do nothing with it, 42501 if it may not do that.
+ */
+extern void swarm_space_use(const char *name, Oid role, SwarmNeed need,
+							SwarmSpace *space);
+
+/* By id; false if there is none (dropped, or not yet restored). */
+extern bool swarm_space_by_id(int32 id, SwarmSpace *space);
+extern bool swarm_space_may(int32 id, Oid role, SwarmNeed need);
+
+/* The table of entries and its index on (namespace, key). */
+extern Oid	swarm_memory_table(bool logged);
+extern Oid	swarm_memory_index(bool logged);
+
+/* Locks on a namespace, to the end of the transaction. */
+extern void swarm_space_lock(int32 id, LOCKMODE mode);
+extern void swarm_space_unlock(int32 id, LOCKMODE mode);
+
+/* ------------------------------------------------------------------------
+ * The tables (memory_store.c)
+ * ------------------------------------------------------------------------ */
+
+/* The statements on entries, each with a saved plan for either table. */
+typedef enum SwarmMemoryStatement
+{
+	STATEMENT_STORE,
+	STATEMENT_REPLACE,
+	STATEMENT_DELETE,
+	STATEMENT_EXPIRE,
+	STATEMENT_EXPIRE_NOW,
+	STATEMENT_PERSIST,
+	STATEMENT_INCREMENT,
+	STATEMENT_COUNT,
+	STATEMENT_PURGE,
+	STATEMENT_EVICT_OLDEST,
+	STATEMENT_EVICT_SOONEST,
+	STATEMENTS
+} SwarmMemoryStatement;
+
+/* Run one between swarm_spi_begin() and _end(); returns the number of rows. */
+extern uint64 swarm_memory_run(SwarmMemoryStatement statement, bool logged,
+							   Datum *values, const char *nulls);
+
+/* An entry as read from its table; Datums point into the reader's slot. */
+typedef struct SwarmMemoryRow
+{
+	int64		version;
+	bool		expires;
+	TimestampTz expires_at;
+	TimestampTz created_at;
+	TimestampTz updated_at;
+	Datum		tags;
+	Datum		value;
+} SwarmMemoryRow;
+
+typedef struct SwarmMemoryReader
+{
+	Relation	table;			/* NULL: cannot be read here */
+	Relation	index;
+	TupleTableSlot *slot;
+	int32		space;
+} SwarmMemoryReader;
+
+/*
+ * Read entries by key with the snapshot a query of this transaction would
+ * have now.  swarm_memory_read() returns false for what is not there or has
+ * expired.
+ */
+extern void swarm_memory_reader_open(SwarmMemoryReader *reader, const SwarmSpace *space);
+extern bool swarm_memory_read(SwarmMemoryReader *reader, text *key, SwarmMemoryRow *row);
+extern void swarm_memory_reader_close(SwarmMemoryReader *reader);
+
+/* What is to be stored. */
+typedef struct SwarmMemoryStore
+{
+	text	   *key;
+	Datum		value;			/* jsonb, detoasted */
+	bool		has_ttl;
+	Interval	ttl;
+	bool		if_absent;
+	bool		has_expected;
+	int64		expected;
+	bool		keep_ttl;
+	Datum		tags;			/* text[]; 0 = none */
+	Datum		embedding;		/* real[]; 0 = compute it */
+} SwarmMemoryStore;
+
+/* Store; returns the new version, or 0 if a condition did not hold. */
+extern int64 swarm_memory_store_entry(const SwarmSpace *space, Oid owner,
+									  const SwarmMemoryStore *what);
+
+/* Write what an entry of a namespace with embed is found by. */
+extern void swarm_memory_recall(const SwarmSpace *space, text *key, Datum value,
+								Datum embedding);
+extern void swarm_memory_forget(const SwarmSpace *space, Datum key);
+
+/* Error 22023 or 22004 unless it can be a key. */
+extern void swarm_memory_check_key(const text *key);
+
+/* When a ttl that begins now ends: false = never.  Error 22023 if it is over. */
+extern bool swarm_memory_expiry(const Interval *ttl, TimestampTz now,
+								TimestampTz *expires_at);
+
+/* ------------------------------------------------------------------------
+ * Shared memory (memory_shmem.c)
+ * ------------------------------------------------------------------------ */
+
+#define WAITERS			128
+#define SWEPT_DATABASES 256
+
+/* One of very many words that guard the cached entries hashed to it. */
+typedef struct SwarmCacheGuard
+{
+	pg_atomic_uint32 committing;	/* transactions that wrote it and are
+									 * between marking it and being visible */
+	pg_atomic_uint32 changes;	/* counts both ends of such a time */
+} SwarmCacheGuard;
+
+typedef struct SwarmMemoryShared
+{
+	int			tranche;		/* of the cache's partitions */
+	SwarmCacheGuard all;		/* the same for everything */
+	ConditionVariable waiters[WAITERS];
+
+	/* databases with something to sweep, allocated under the lock */
+	pg_atomic_uint32 databases[SWEPT_DATABASES];
+	pg_atomic_uint64 next_sweep[SWEPT_DATABASES];
+
+	pg_atomic_uint64 bypasses;
+	pg_atomic_uint64 table_hits;
+	pg_atomic_uint64 table_misses;
+	pg_atomic_uint64 invalidations;
+	pg_atomic_uint64 recorded;
+	pg_atomic_uint64 dropped;
+	uint32		nguards;
+	SwarmCacheGuard guards[FLEXIBLE_ARRAY_MEMBER];
+} SwarmMemoryShared;
+
+extern SwarmMemoryShared *swarm_memory_shared;
+extern LWLock *swarm_memory_lock;	/* quotas; databases */
+extern HTAB *swarm_memory_quotas;
+extern int	swarm_cache_size_kb;
+extern int	swarm_sweep_interval_ms;
+
+extern void swarm_memory_shmem_init(void);
+
+/* The hash of an entry, for guards, waiters and the cache. */
+extern uint32 swarm_memory_hash(Oid table, int32 space, const char *key, int length);
+extern ConditionVariable *swarm_memory_waiters(uint32 hash);
+extern void swarm_memory_wake_all(void);
+
+/* ------------------------------------------------------------------------
+ * Changes (memory_change.c)
+ * ------------------------------------------------------------------------ */
+
+extern void swarm_memory_change_init(void);
+
+/* Has this transaction written entries? */
+extern bool swarm_memory_written(void);
+
+/* ------------------------------------------------------------------------
+ * The cache (memory_cache.c)
+ * ------------------------------------------------------------------------ */
+
+typedef struct SwarmCacheKey
+{
+	Oid			database;
+	Oid			table;
+	int32		space;
+	uint32		hash;
+	int32		length;
+	const char *key;
+} SwarmCacheKey;
+
+/* What a reader remembers between its miss and its fill. */
+typedef struct SwarmCacheTicket
+{
+	bool		fill;
+	uint32		changes;
+	uint32		all_changes;
+} SwarmCacheTicket;
+
+extern Size swarm_cache_bytes(void);
+extern void swarm_cache_attach(bool found);
+extern void swarm_cache_key(SwarmCacheKey *key, Oid table, int32 space, const text *name);
+
+/*
+ * The value, palloc'd, or NULL.  With NULL, `ticket` is what
+ * swarm_cache_put() needs; take it before the snapshot that reads the table.
+ */
+extern struct varlena *swarm_cache_get(const SwarmCacheKey *key, SwarmCacheTicket *ticket);
+extern void swarm_cache_put(const SwarmCacheKey *key, const SwarmCacheTicket *ticket,
+							bool expires, TimestampTz expires_at,
+							const struct varlena *value);
+
+/* Sums for the view. */
+typedef struct SwarmCacheStats
+{
+	uint64		size;
+	uint64		used;
+	uint64		entries;
+	uint64		hits;
+	uint64		misses;
+	uint64		fills;
+	uint64		evictions;
+} SwarmCacheStats;
+
+extern void swarm_cache_stats(SwarmCacheStats *stats);
+
+/* ------------------------------------------------------------------------
+ * Limits (memory_quota.c)
+ * ------------------------------------------------------------------------ */
+
+/* Before a write to a limited namespace: nobody may count meanwhile. */
+extern void swarm_quota_begin(const SwarmSpace *space);
+
+/*
+ * A row was written: account for it, and make room or raise 53400 if it is
+ * one too many.  `key` is not evicted.
+ */
+extern void swarm_quota_change(const SwarmSpace *space, int entries, int64 bytes,
+							   Datum key);
+
+/* A prepared transaction of this database ended: count again. */
+extern void swarm_quota_forget_all(void);
+extern void swarm_quota_end_of_transaction(void);
+extern Size swarm_quota_hash_size(void);
+extern void swarm_quota_attach(void);
+
+#endif							/* SWARM_MEMORY_MEMORY_INT_H */

@@ -1,0 +1,86 @@
+-- By words, by meaning, both; what has expired or is filtered takes no place.
+\set VERBOSITY terse
+SELECT swarm.namespace_create('s/embed', embed => true, dims => 64), swarm.namespace_create('s/plain');
+CREATE TEMP TABLE facts (key text, value jsonb);
+INSERT INTO facts VALUES ('cat', '{"text": "The cat sat on the mat", "kind": "animal"}'), ('dog', '{"text": "Dogs chase cats in the garden", "kind": "animal"}'),
+    ('pg', '{"text": "PostgreSQL stores its tables in files", "kind": "software"}'), ('redis', '{"text": "Redis stores its keys in memory", "kind": "software"}'),
+    ('deep', '{"list": [{"note": "a database index"}, 4711]}');
+SELECT swarm.memory_store(n, key, value) FROM facts, unnest('{s/embed,s/plain}'::text[]) n;
+SELECT key, score > 0 AS scored, distance FROM swarm.memory_search('s/plain', 'cats', mode => 'text');
+SELECT key FROM swarm.memory_search('s/plain', 'datab', mode => 'text');
+SELECT key FROM swarm.memory_search('s/plain', '4711');
+SELECT key FROM swarm.memory_search('s/plain', 'stores', filter => '{"kind": "software"}') ORDER BY key;
+SELECT key FROM swarm.memory_search('s/plain', 'stores', filter => '{"kind": "animal"}');
+SELECT count(*) FROM swarm.memory_search('s/plain', 'the of and'), swarm.memory_search('s/plain', '') x;
+SELECT count(*) FROM swarm.memory_search('s/plain', $$it's a "test" & | ! :* \ '$$);
+SELECT key FROM swarm.memory_search('s/embed', 'cats', mode => 'text');
+SELECT key, round(distance::numeric, 2) < 1 AS near FROM swarm.memory_search('s/embed', 'PostgreSQL stores tables', 1, 'semantic');
+SELECT key FROM swarm.memory_search('s/embed', 'PostgreSQL stores tables', 2);
+SELECT count(*) FROM swarm.memory_search('s/embed', 'anything at all', 100, 'semantic');
+-- the answer is that of a search through everything
+SELECT (SELECT array_agg(key) FROM swarm.memory_search('s/embed', 'keys in memory', 3, 'semantic'))
+     = (SELECT array_agg(key) FROM (SELECT key FROM facts, swarm._memory_text(key, value) t
+                                    ORDER BY swarm.embed(t, 64) <=> swarm.embed('keys in memory', 64) LIMIT 3) e) AS same;
+-- overwritten, deleted, expired
+SELECT swarm.memory_store('s/embed', 'pg', '{"text": "nothing of the kind"}'), swarm.memory_delete('s/embed', 'redis'), swarm.memory_expire('s/embed', 'dog', '1 hour');
+SELECT key FROM swarm.memory_search('s/embed', 'stores');
+SELECT key FROM swarm.memory_search('s/embed', 'cats chase', mode => 'text');
+SELECT swarm._clock_advance('1 hour') IS NOT NULL AS moved;
+SELECT key FROM swarm.memory_search('s/embed', 'cats chase', mode => 'text');
+SELECT key FROM swarm.memory_search('s/embed', 'cats chase', 10, 'semantic') ORDER BY key;
+SELECT key FROM swarm.memory_search('s/embed', 'cats chase', 1, 'semantic', '{"kind": "animal"}');
+SELECT swarm._clock_advance(NULL) IS NOT NULL AS moved;
+-- the caller's vectors
+SELECT swarm.memory_store('s/embed', 'mine', '{"text": "elsewhere"}', embedding => array_fill(1::real, ARRAY[64]));
+SELECT key, distance < 1e-6 AS there FROM swarm.memory_search('s/embed', NULL, 1, 'semantic', embedding => array_fill(2::real, ARRAY[64]));
+SELECT swarm.memory_store('s/embed', 'mine', '1', embedding => '{1,2}');
+SELECT count(*) FROM swarm.memory_search('s/embed', NULL, 1, 'semantic', embedding => '{1,2}');
+-- rows past the functions; embed for what is there
+INSERT INTO swarm._memory SELECT id, 'direct', 1, NULL, NULL, now(), now(), 10, current_user::regrole, '{}', '"zebra"' FROM swarm._namespace WHERE name = 's/embed';
+SELECT swarm.memory_reembed('s/embed') > 0 AS done;
+SELECT key FROM swarm.memory_search('s/embed', 'zebra', mode => 'text');
+SELECT swarm.namespace_alter('s/plain', '{"embed": true, "dims": 32}');
+SELECT key FROM swarm.memory_search('s/plain', 'PostgreSQL stores tables', 1, 'semantic');
+SELECT swarm.namespace_alter('s/plain', '{"embed": false}');
+SELECT key FROM swarm.memory_search('s/plain', 'PostgreSQL stores tables', 1, 'semantic');
+SELECT swarm.memory_reembed('s/plain');
+SELECT key FROM swarm.memory_search('s/plain', 'x', mode => 'fuzzy');
+SELECT key FROM swarm.memory_search('s/plain', 'x', -1);
+SELECT key FROM swarm.memory_search('s/plain', NULL);
+SELECT count(*) FROM pg_class WHERE relname ~ '^_recall_' AND relkind = 'r';
+SELECT swarm.namespace_drop('s/embed'), swarm.namespace_drop('s/plain');
+SELECT count(*) FROM pg_class WHERE relname ~ '^_recall_' AND relkind = 'r';
+
+-- the tracker
+SELECT (swarm.track_spawn('a1', 'coder', 'write it') ->> 'startTime')::bigint > 0 AS spawned;
+SELECT swarm._clock_advance('2 s') IS NOT NULL AS moved;
+SELECT (s->>'cpu')::float8 >= 0 AS cpu, (s->>'memory')::bigint > 1000000 AS memory, (s->>'uptime')::float8 > 0 AS uptime, s->>'agentId' AS agent FROM swarm.track_execution('a1') s;
+SELECT s->>'status' AS status, (s->>'duration')::int BETWEEN 2000 AND 100000 AS duration FROM swarm.track_completion('a1', 'success', 'done') s;
+SELECT s FROM swarm.track_completion('unheard-of', 'error', error => 'lost') s;
+SELECT agent_id, agent_type, task, status, outcome, error, duration >= 2000 AS duration FROM swarm.agent_history() WHERE agent_id IN ('a1', 'unheard-of') ORDER BY agent_id, status DESC;
+SELECT record ?& '{agentId,agentType,task,status,timestamp}'::text[] AS complete FROM swarm.agent_history('a1');
+SELECT count(*) FROM swarm.agent_history('a1', swarm._now() + interval '1 min');
+SELECT value->>'type' AS type, value->>'agentId' AS agent, value->>'status' AS status FROM swarm.memory_list('wiki-notifications', 'wiki-event-') WHERE value->>'agentId' IN ('a1', 'unheard-of') ORDER BY 2;
+SELECT key ~ '^agent-a1-metrics-\d+-\d+$' AS key FROM swarm.memory_list('agent-metrics', 'agent-a1-');
+SELECT swarm._clock_advance(NULL) IS NOT NULL AS moved;
+-- of another: not seen; his own without any grant
+CREATE ROLE regress_memory_agent;
+SET ROLE regress_memory_agent;
+SELECT swarm.track_spawn('a2', 'tester', 'test it') IS NOT NULL AS spawned;
+SELECT agent_id, status FROM swarm.agent_history();
+SELECT swarm.memory_list('agent-activities');
+RESET ROLE;
+-- the store broken: a warning, once, a count, and on it goes
+SELECT dropped AS before FROM swarm.stat_tracker \gset
+BEGIN;
+ALTER TABLE swarm._memory ADD CONSTRAINT broken CHECK (false) NOT VALID;
+SELECT swarm.track_spawn('a3', 'coder', 'x') IS NOT NULL AS goes_on, swarm.track_completion('a3', 'failure') IS NOT NULL AS goes_on;
+ROLLBACK;
+SELECT dropped - :before AS dropped FROM swarm.stat_tracker;
+SELECT count(*) FROM swarm.agent_history('a3');
+SET pg_swarm.track_agents = off;
+SELECT swarm.track_spawn('a4', 'coder', 'x') IS NOT NULL AS goes_on;
+SELECT count(*) FROM swarm.agent_history('a4');
+RESET pg_swarm.track_agents;
+SELECT swarm.memory_clear('agent-activities', 'agent-a') + swarm.memory_clear('agent-activities', 'agent-unheard-of') AS cleared, swarm.memory_clear('agent-metrics', 'agent-a1') AS samples, swarm.memory_clear('wiki-notifications') > 0 AS events;
+DROP ROLE regress_memory_agent;
