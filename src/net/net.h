@@ -176,7 +176,8 @@ struct SwarmNetRequest
 	int			status;			/* of the last answer; 0 = none came */
 	int			curl_code;
 	int			attempts;
-	const char *answer;			/* body, zero-terminated; "" if it went to sink */
+	const char *answer;			/* body, zero-terminated; "" if it went to
+								 * sink */
 	size_t		answer_length;
 	int64		sent;			/* body bytes, of the last attempt */
 	int64		received;

@@ -113,7 +113,9 @@ parse_network(const char *text, size_t length, Network *network)
 	int			most;
 
 	while (length > 0 && *text == ' ')
-		text++, length--;
+		text	  ++,
+					length--;
+
 	while (length > 0 && text[length - 1] == ' ')
 		length--;
 	if (length == 0 || length >= sizeof(copy))

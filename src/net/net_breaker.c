@@ -18,7 +18,7 @@
 #include "net/net_int.h"
 
 #define LATENCY_SHARE		0.1
-#define LONGEST_PAUSE		8		/* times pg_swarm.net_breaker_pause */
+#define LONGEST_PAUSE		8	/* times pg_swarm.net_breaker_pause */
 
 const SwarmBreakerEdge swarm_breaker_edges[] = {
 	{SWARM_BREAKER_CLOSED, SWARM_BREAKER_SUCCESS, SWARM_BREAKER_CLOSED, "all is well"},

@@ -203,7 +203,7 @@ write_answer(char *data, size_t size, size_t n, void *arg)
 	{
 		/* of an error the beginning is enough */
 		size_t		keep = request->answer_length >= NET_ANSWER_ERROR ? 0 :
-			Min(length, NET_ANSWER_ERROR - request->answer_length);
+		Min(length, NET_ANSWER_ERROR - request->answer_length);
 
 		request->received += length;
 		if (keep == 0)

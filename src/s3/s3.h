@@ -148,7 +148,8 @@ typedef struct SwarmS3Call
 	const char *bucket;
 	const char *key;			/* or NULL */
 	List	   *query;			/* of SwarmS3Pair */
-	List	   *headers;		/* of SwarmS3Pair, lower case, beside the usual */
+	List	   *headers;		/* of SwarmS3Pair, lower case, beside the
+								 * usual */
 	SwarmNetBody body;
 	bool		checksum_crc32c;
 	bool		checksum_sha256;

@@ -237,7 +237,7 @@ static const SwarmNetRule *
 named(SwarmNetRequest *request, const char *name, const char *text)
 {
 	strlcpy(request->error_name, name, sizeof(request->error_name));
-	if (text != request->error_text)
+	if (text !=request->error_text)
 		strlcpy(request->error_text, text, sizeof(request->error_text));
 	return swarm_net_rule_named(swarm_s3_rules, swarm_s3_nrules, name);
 }
@@ -268,6 +268,7 @@ note_error(SwarmNetRequest *request)
 	strlcpy(request->error_name, name, sizeof(request->error_name));
 	if (text == NULL || *text == '\0')
 		text = psprintf("the server answered with status %d", request->status);
+
 	strlcpy(request->error_text, text, sizeof(request->error_text));
 	for (char *p = request->error_name; *p; p++)
 		*p = (*p > ' ' && *p < 127) || (*p == ' ') ? *p : '?';

@@ -100,7 +100,8 @@ typedef enum SwarmFileEvent
 	FILE_EVENT_SMALL,
 	FILE_EVENT_LARGE,
 	FILE_EVENT_OK,
-	FILE_EVENT_GONE,			/* the server does not know the upload any more */
+	FILE_EVENT_GONE,			/* the server does not know the upload any
+								 * more */
 	FILE_EVENT_FAIL,
 	FILE_EVENT_STOP				/* cancelled */
 } SwarmFileEvent;
@@ -214,7 +215,8 @@ typedef struct SwarmUploadProgress
 	char		step[16];
 } SwarmUploadProgress;
 
-extern int	swarm_upload_register(int64 batch); /* -1: runs already, or no room */
+extern int	swarm_upload_register(int64 batch); /* -1: runs already, or no
+												 * room */
 extern void swarm_upload_unregister(int place);
 extern bool swarm_upload_stop_asked(int place);
 extern void swarm_upload_ask_stop_at_commit(int64 batch);

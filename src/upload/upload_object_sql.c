@@ -470,7 +470,7 @@ swarm_s3_progress(PG_FUNCTION_ARGS)
 	for (int i = 0; i < n; i++)
 	{
 		Datum		values[6] = {Int64GetDatum(p[i].batch), Int32GetDatum(p[i].no), Int64GetDatum(p[i].sent),
-			Int64GetDatum(p[i].total), Int64GetDatum(p[i].ms), CStringGetTextDatum(p[i].step)};
+		Int64GetDatum(p[i].total), Int64GetDatum(p[i].ms), CStringGetTextDatum(p[i].step)};
 		bool		nulls[6] = {0};
 
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
@@ -528,11 +528,11 @@ swarm_s3_decisions(PG_FUNCTION_ARGS)
 	for (int i = 0; i < swarm_s3_nrules + swarm_net_nrules; i++)
 	{
 		const SwarmNetRule *rule = i < swarm_s3_nrules ? &swarm_s3_rules[i] :
-			&swarm_net_rules[i - swarm_s3_nrules];
+		&swarm_net_rules[i - swarm_s3_nrules];
 		const char *what = rule->name ? rule->name : rule->from == rule->to ? psprintf("%d", rule->from) :
-			psprintf("%d-%d", rule->from, rule->to);
+		psprintf("%d-%d", rule->from, rule->to);
 		Datum		values[5] = {CStringGetTextDatum(swarm_net_layer_name(rule->layer)), CStringGetTextDatum(what),
-			CStringGetTextDatum(swarm_net_verdict_name(rule->verdict)), BoolGetDatum(rule->harms), CStringGetTextDatum(rule->why)};
+		CStringGetTextDatum(swarm_net_verdict_name(rule->verdict)), BoolGetDatum(rule->harms), CStringGetTextDatum(rule->why)};
 		bool		nulls[5] = {0};
 
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);

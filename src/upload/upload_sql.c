@@ -239,7 +239,10 @@ read_files(SwarmUpload *upload, ArrayType *array, Jsonb *options)
 		return psprintf("Maximum %d files allowed", swarm_s3_max_files);
 	if (swarm_upload_option_timestamped(options))
 	{
-		/* as the original: new Date().toISOString().replace(/[:.]/g, '-').slice(0, 19) */
+		/*
+		 * as the original: new Date().toISOString().replace(/[:.]/g,
+		 * '-').slice(0, 19)
+		 */
 		pg_time_t	now = timestamptz_to_time_t(swarm_now());
 		struct pg_tm *t = pg_gmtime(&now);
 
@@ -355,7 +358,7 @@ insert_batch(SwarmUpload *upload)
 	SwarmSpi	spi;
 	Oid			types[] = {OIDOID, TEXTOID, TEXTOID, JSONBOID};
 	Datum		values[] = {ObjectIdGetDatum(GetUserId()), CStringGetTextDatum(upload->server_name),
-		CStringGetTextDatum(upload->bucket), (Datum) 0};
+	CStringGetTextDatum(upload->bucket), (Datum) 0};
 	Oid			job_types[] = {INT8OID, INT8OID};
 	Datum		job_values[2];
 

@@ -74,6 +74,7 @@ static Datum
 text_or_null(const char *text, char *null)
 {
 	*null = text == NULL || *text == '\0' ? 'n' : ' ';
+
 	return *null == 'n' ? (Datum) 0 : CStringGetTextDatum(text);
 }
 
@@ -198,9 +199,9 @@ swarm_upload_load(MemoryContext context, int64 batch, Oid *owner, int64 *job, bo
 			file->etag = keep_text(i, 10);
 			file->attempts = swarm_spi_int32(i, 11);
 			file->status = swarm_spi_int32(i, 12);
-			if ((text = swarm_spi_text(i, 13)) != NULL)
+			if ((text = swarm_spi_text(i, 13)) !=NULL)
 				strlcpy(file->code, text, sizeof(file->code));
-			if ((text = swarm_spi_text(i, 14)) != NULL)
+			if ((text = swarm_spi_text(i, 14)) !=NULL)
 				strlcpy(file->error, text, sizeof(file->error));
 			file->upload_id = keep_text(i, 15);
 			file->ms = swarm_spi_int64(i, 16);

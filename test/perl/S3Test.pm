@@ -14,7 +14,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use SwarmTest;
 
-our @EXPORT = qw(s3_start s3_stop s3_server s3_rules s3_log s3_clear s3_objects s3_parts s3_max wait_log result go files_sql);
+our @EXPORT = qw(s3_start s3_stop s3_server s3_rules s3_log s3_clear s3_objects s3_parts s3_part_files s3_max wait_log result go files_sql);
 
 my %running;
 
@@ -120,6 +120,9 @@ sub s3_objects
 
 # s3_parts(SERVER): unfinished multipart uploads
 sub s3_parts { my ($s) = @_; return scalar(my @u = glob "$s->{dir}/uploads/*"); }
+
+# s3_part_files(SERVER): parts of unfinished multipart uploads
+sub s3_part_files { my ($s) = @_; return scalar(my @u = grep { /\/\d+$/ } glob "$s->{dir}/uploads/*/*"); }
 
 # files_sql(N, SOURCE): an array of files f1 .. fN; SOURCE is SQL in which i is the number
 sub files_sql

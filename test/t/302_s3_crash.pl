@@ -116,7 +116,8 @@ foreach my $point ('upload.open', 'upload.turn', 'upload.store', 'upload.part', 
 		my $want = $point eq 'upload.open' && $action eq 'error' ? 500 : 200;	# costs the file
 		is($got->{status}, $want, "$action at $point: the outcome") or diag explain $got;
 		jobs_end($node, '... no job is left');
-		is(s3_parts($s3), 0, '... no part is left');
+		# an id that the server gave and nobody has got is an empty upload: docs/reference/s3.md
+		is($point eq 'net.turn' ? s3_part_files($s3) : s3_parts($s3), 0, '... no part is left');
 		$node->safe_psql('postgres', 'SELECT swarm._fault_arm(NULL)');
 	}
 }
