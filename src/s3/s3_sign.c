@@ -49,9 +49,9 @@ swarm_s3_owner_end(void)
 	if (our_owner == NULL)
 		return;
 	CurrentResourceOwner = owner_before;
-	ResourceOwnerRelease(our_owner, RESOURCE_RELEASE_BEFORE_LOCKS, false, false);
-	ResourceOwnerRelease(our_owner, RESOURCE_RELEASE_LOCKS, false, false);
-	ResourceOwnerRelease(our_owner, RESOURCE_RELEASE_AFTER_LOCKS, false, false);
+	ResourceOwnerRelease(our_owner, RESOURCE_RELEASE_BEFORE_LOCKS, false, true);
+	ResourceOwnerRelease(our_owner, RESOURCE_RELEASE_LOCKS, false, true);
+	ResourceOwnerRelease(our_owner, RESOURCE_RELEASE_AFTER_LOCKS, false, true);
 	ResourceOwnerDelete(our_owner);
 	our_owner = NULL;
 }
