@@ -61,6 +61,8 @@ REVOKE ALL ON FUNCTION swarm.s3_import(name, text, text, regclass, text, jsonb) 
 REVOKE ALL ON FUNCTION swarm.from_file(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION swarm.from_file(text) TO pg_read_server_files;
 REVOKE ALL ON FUNCTION swarm._s3_sign(text, text, jsonb, jsonb, text, text, text, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._s3_decisions() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._s3_states() FROM PUBLIC;
 
 -- schedule: rows are their owners' (row-level security); pg_cron has grants
 -- of its own.
