@@ -9,7 +9,8 @@ DATA       := $(wildcard sql/upgrade/*.sql sql/pg_swarm_vector--*.sql)
 
 PG_CPPFLAGS = -I$(srcdir)/src
 PG_CFLAGS   = -fvisibility=hidden '-DPGDLLEXPORT=__attribute__((visibility("default")))' -MMD -MP
-SHLIB_LINK  =
+PG_CPPFLAGS += $(shell pkg-config --cflags libcurl 2>/dev/null)
+SHLIB_LINK  = $(or $(shell pkg-config --libs libcurl 2>/dev/null),-lcurl)
 
 # PGXS asks with ifdef, so that an empty list must be an empty value.
 REGRESS        := $(sort $(patsubst test/sql/%.sql,%,$(wildcard test/sql/*.sql)))

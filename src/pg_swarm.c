@@ -17,6 +17,9 @@
 #include "hnsw/hnsw.h"
 #include "job/job.h"
 #include "memory/memory.h"
+#include "net/net.h"
+#include "s3/s3.h"
+#include "upload/upload.h"
 #include "vector/vector.h"
 #include "worker/worker.h"
 
@@ -46,6 +49,9 @@ _PG_init(void)
 	swarm_job_init();
 	swarm_worker_init();
 	swarm_memory_init();
+	swarm_net_init();
+	swarm_s3_init();
+	swarm_upload_init();
 	swarm_shmem_init();
 
 	MarkGUCPrefixReserved("pg_swarm");

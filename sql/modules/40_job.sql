@@ -127,7 +127,8 @@ SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_databa
 SELECT pg_catalog.pg_extension_config_dump('swarm._queue_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._queue', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._handler_id_seq', '');
-SELECT pg_catalog.pg_extension_config_dump('swarm._handler', '');
+-- (kinds below 16 belong to the extension)
+SELECT pg_catalog.pg_extension_config_dump('swarm._handler', 'WHERE id >= 16');
 SELECT pg_catalog.pg_extension_config_dump('swarm._job_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._job', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._job_attempt', '');

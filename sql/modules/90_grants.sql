@@ -45,6 +45,25 @@ REVOKE ALL ON FUNCTION swarm._job_table_changed() FROM PUBLIC;
 GRANT SELECT ON swarm.workers TO PUBLIC;
 REVOKE ALL ON FUNCTION swarm._installed() FROM PUBLIC;
 
+-- upload: what reaches the network or reads files of the server is closed; a
+-- batch that somebody was allowed to make is his, to watch, cancel and retry.
+GRANT SELECT ON swarm._s3_batch, swarm._s3_file TO PUBLIC;
+GRANT SELECT ON swarm.s3_batches, swarm.s3_files, swarm.s3_endpoints TO PUBLIC;
+REVOKE ALL ON FUNCTION swarm.s3_upload(name, text, swarm.s3_file[], jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.s3_upload_sync(name, text, swarm.s3_file[], jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.s3_head(name, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.s3_list(name, text, text, bigint, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.s3_delete(name, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.s3_get(name, text, text, bigint, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.s3_presign(name, text, text, text, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.s3_export(name, text, text, text, text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.s3_import(name, text, text, regclass, text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.from_file(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION swarm.from_file(text) TO pg_read_server_files;
+REVOKE ALL ON FUNCTION swarm._s3_sign(text, text, jsonb, jsonb, text, text, text, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._s3_decisions() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._s3_states() FROM PUBLIC;
+
 -- schedule: rows are their owners' (row-level security); pg_cron has grants
 -- of its own.
 GRANT SELECT, INSERT, UPDATE, DELETE ON swarm._schedule, swarm._schedule_run TO PUBLIC;

@@ -37,12 +37,15 @@
 	object_ownercheck(ExtensionRelationId, ext, role)
 #define swarm_class_ownercheck(rel, role) \
 	object_ownercheck(RelationRelationId, rel, role)
+#define swarm_server_aclcheck(server, role, mode) \
+	object_aclcheck(ForeignServerRelationId, server, role, mode)
 #else
 #define swarm_proc_aclcheck(proc, role, mode)	pg_proc_aclcheck(proc, role, mode)
 #define swarm_namespace_aclcheck(nsp, role, mode)	pg_namespace_aclcheck(nsp, role, mode)
 #define swarm_database_ownercheck(db, role)	pg_database_ownercheck(db, role)
 #define swarm_extension_ownercheck(ext, role)	pg_extension_ownercheck(ext, role)
 #define swarm_class_ownercheck(rel, role)	pg_class_ownercheck(rel, role)
+#define swarm_server_aclcheck(server, role, mode)	pg_foreign_server_aclcheck(server, role, mode)
 #endif
 
 /* Who may VACUUM a table: with 17 also whoever has MAINTAIN on it. */
@@ -154,6 +157,15 @@ swarm_guc_find(const char *name)
 #define swarm_vacuum_delay()	vacuum_delay_point(false)
 #else
 #define swarm_vacuum_delay()	vacuum_delay_point()
+#endif
+
+/* COPY TO can call back with each row since 16. */
+#if PG_VERSION_NUM >= 160000
+#define swarm_begin_copy_to(pstate, query, file, options) \
+	BeginCopyTo(pstate, NULL, query, InvalidOid, file, false, NULL, NIL, options)
+#else
+#define swarm_begin_copy_to(pstate, query, file, options) \
+	BeginCopyTo(pstate, NULL, query, InvalidOid, file, false, NIL, options)
 #endif
 
 #endif							/* SWARM_BASE_COMPAT_H */

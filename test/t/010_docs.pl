@@ -150,6 +150,12 @@ is( join("\n", map { s/\s*\|\s*/|/gr =~ s/^\||\|$//gr } split /\n/, $table || ''
 	$node->safe_psql('postgres', 'SELECT * FROM swarm._job_transitions()'),
 	'docs/reference/job.md has the transitions of the code');
 
+# What becomes of a failed attempt
+my ($decisions) = slurp_file("$top/docs/reference/s3.md") =~ /^\| what \| code \| then .*\n\|[-| ]+\|\n((?:\|.*\n)+)/m;
+is( join("\n", map { s/\s*\|\s*/|/gr =~ s/^\||\|$//gr } split /\n/, $decisions || ''),
+	$node->safe_psql('postgres', q{SELECT layer, what, verdict, CASE WHEN harms THEN 'yes' ELSE '' END, why FROM swarm._s3_decisions()}),
+	'docs/reference/s3.md has the decisions of the code');
+
 # Everything public is mentioned, and nothing else
 my $reference = join '', map { slurp_file("$top/$_") } grep { m,^docs/reference/, } @pages;
 my %public = map { $_ => 1 } split /\n/, $node->safe_psql('postgres', <<'X');

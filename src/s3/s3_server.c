@@ -1,0 +1,555 @@
+/*
+ * s3_server.c
+ *	  Foreign servers of wrapper swarm_s3: their options, and reading them.
+ *
+ * What everybody may see is in the server's options; secrets are in user
+ * mappings only, and leave them only into a SwarmS3Server at the moment of
+ * use.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/reloptions.h"
+#include "catalog/pg_foreign_data_wrapper.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_user_mapping.h"
+#include "commands/defrem.h"
+#include "common/string.h"
+#include "foreign/foreign.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+#include "utils/varlena.h"
+
+#include "base/compat.h"
+#include "base/export.h"
+#include "s3/s3.h"
+#include "s3/s3_int.h"
+
+#define DEFAULT_PARALLEL	20
+#define MAX_PARALLEL		256
+
+typedef struct KnownOption
+{
+	const char *name;
+	Oid			catalog;
+	void		(*check) (const char *name, const char *value);
+} KnownOption;
+
+typedef struct Secrets
+{
+	SwarmS3Server *server;
+	MemoryContextCallback callback;
+} Secrets;
+
+char	   *swarm_s3_allowed_endpoints = NULL;
+
+static void check_endpoint(const char *name, const char *value);
+static void check_region(const char *name, const char *value);
+static void check_bool(const char *name, const char *value);
+static void check_parallel(const char *name, const char *value);
+static void check_file(const char *name, const char *value);
+static void check_bucket(const char *name, const char *value);
+static void check_prefix(const char *name, const char *value);
+static void check_secret(const char *name, const char *value);
+static void require_trust(const char *endpoint, const char *ca_file);
+static const char *bucket_fault(const char *bucket);
+static void key_fault(const char *key);
+static void read_mapping(Oid serverid, SwarmS3Server *server);
+static void wipe(void *arg);
+static char *option(List *options, const char *name);
+
+static const KnownOption known_options[] = {
+	{"endpoint", ForeignServerRelationId, check_endpoint},
+	{"region", ForeignServerRelationId, check_region},
+	{"path_style", ForeignServerRelationId, check_bool},
+	{"max_parallel", ForeignServerRelationId, check_parallel},
+	{"ca_file", ForeignServerRelationId, check_file},
+	{"allowed_bucket", ForeignServerRelationId, check_bucket},
+	{"allowed_prefix", ForeignServerRelationId, check_prefix},
+	{"access_key_id", UserMappingRelationId, check_secret},
+	{"secret_access_key", UserMappingRelationId, check_secret},
+	{"session_token", UserMappingRelationId, check_secret}
+};
+
+/* check_endpoints: check hook of pg_swarm.s3_allowed_endpoints. */
+static bool
+check_endpoints(char **value, void **extra, GucSource source)
+{
+	char	   *copy = pstrdup(*value ? *value : "");
+	List	   *list;
+	bool		ok = SplitGUCList(copy, ',', &list);
+
+	list_free(list);
+	pfree(copy);
+	return ok;
+}
+
+void
+swarm_s3_init(void)
+{
+	DefineCustomStringVariable("pg_swarm.s3_allowed_endpoints",
+							   "Endpoints that roles without superuser rights may create servers for, separated by commas.", NULL,
+							   &swarm_s3_allowed_endpoints, "",
+							   PGC_SUSET, GUC_LIST_INPUT, check_endpoints, NULL, NULL);
+}
+
+/* ------------------------------------------------------------------------
+ * Validator
+ * ------------------------------------------------------------------------ */
+
+/*
+ * swarm._s3_validator(text[], oid): options of wrapper swarm_s3.
+ */
+SWARM_FUNCTION(swarm_s3_validator);
+Datum
+swarm_s3_validator(PG_FUNCTION_ARGS)
+{
+	List	   *options = untransformRelOptions(PG_GETARG_DATUM(0));
+	Oid			catalog = PG_GETARG_OID(1);
+	ListCell   *lc;
+
+	foreach(lc, options)
+	{
+		DefElem    *def = lfirst(lc);
+		const KnownOption *known = NULL;
+
+		for (int i = 0; i < lengthof(known_options); i++)
+		{
+			if (strcmp(known_options[i].name, def->defname) == 0)
+				known = &known_options[i];
+		}
+		if (known == NULL || known->catalog != catalog)
+			ereport(ERROR,
+					(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
+					 errmsg("invalid option \"%s\"", def->defname),
+					 known != NULL && known->catalog == UserMappingRelationId ?
+					 errhint("Everybody can read the options of a server. Secrets belong to CREATE USER MAPPING FOR PUBLIC.") :
+					 known != NULL ? errhint("It is an option of the server.") :
+					 errhint("Options of a server are endpoint, region, path_style, max_parallel, ca_file, allowed_bucket and allowed_prefix; of a user mapping access_key_id, secret_access_key and session_token.")));
+		known->check(def->defname, defGetString(def));
+	}
+	if (catalog == ForeignServerRelationId)
+	{
+		if (option(options, "endpoint") == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
+					 errmsg("a server of wrapper \"swarm_s3\" needs the option \"endpoint\""),
+					 errhint("For example: endpoint 'https://s3.eu-central-1.amazonaws.com'.")));
+		require_trust(option(options, "endpoint"), option(options, "ca_file"));
+	}
+	if (catalog == UserMappingRelationId &&
+		(option(options, "access_key_id") == NULL) != (option(options, "secret_access_key") == NULL))
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
+				 errmsg("access_key_id and secret_access_key come together")));
+	PG_RETURN_VOID();
+}
+
+/*
+ * require_trust: who creates a server decides where data goes, and which file
+ * the server process reads.
+ */
+static void
+require_trust(const char *endpoint, const char *ca_file)
+{
+	char	   *listed = pstrdup(swarm_s3_allowed_endpoints ? swarm_s3_allowed_endpoints : "");
+	List	   *list;
+	ListCell   *lc;
+
+	if (superuser())
+		return;
+	if (ca_file != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("only superusers may set the option \"ca_file\"")));
+	if (SplitGUCList(listed, ',', &list))
+	{
+		foreach(lc, list)
+		{
+			if (strcmp(lfirst(lc), endpoint) == 0)
+				return;
+		}
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("endpoint \"%s\" is not allowed", endpoint),
+			 errhint("A superuser can create the server, or add the endpoint to pg_swarm.s3_allowed_endpoints.")));
+}
+
+static void
+invalid(const char *name, const char *value, const char *hint)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid value for option \"%s\": \"%s\"", name, value),
+			 errhint("%s", hint)));
+}
+
+static void
+check_endpoint(const char *name, const char *value)
+{
+	bool		https;
+	char	   *host;
+
+	if (!swarm_s3_split_endpoint(value, &https, &host))
+		invalid(name, value, "It has the form http://host:port or https://host:port, without path, query or user.");
+}
+
+static void
+check_region(const char *name, const char *value)
+{
+	if (*value == '\0' || strlen(value) > 63 ||
+		strspn(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != strlen(value))
+		invalid(name, value, "For example: us-east-1.");
+}
+
+static void
+check_bool(const char *name, const char *value)
+{
+	bool		b;
+
+	if (!parse_bool(value, &b))
+		invalid(name, value, "It is true or false.");
+}
+
+static void
+check_parallel(const char *name, const char *value)
+{
+	int			n;
+
+	if (!parse_int(value, &n, 0, NULL) || n < 1 || n > MAX_PARALLEL)
+		invalid(name, value, "It is a number from 1 to 256.");
+}
+
+static void
+check_file(const char *name, const char *value)
+{
+	if (!is_absolute_path(value))
+		invalid(name, value, "It is the absolute path of a file with certificates on the server.");
+}
+
+static void
+check_bucket(const char *name, const char *value)
+{
+	const char *fault = bucket_fault(value);
+
+	if (fault != NULL)
+		invalid(name, value, fault);
+}
+
+static void
+check_prefix(const char *name, const char *value)
+{
+	if (strlen(value) > SWARM_S3_KEY_MAX)
+		invalid(name, value, "A key has at most 1024 bytes.");
+}
+
+/* check_secret: it will stand in a header; the value is not repeated. */
+static void
+check_secret(const char *name, const char *value)
+{
+	bool		ok = *value != '\0';
+
+	for (const char *p = value; *p; p++)
+		ok = ok && *p > ' ' && (unsigned char) *p < 127;
+	if (!ok)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for option \"%s\"", name),
+				 errhint("It consists of printable ASCII characters.")));
+}
+
+/*
+ * swarm_s3_split_endpoint: scheme and host[:port] of an endpoint; false if it
+ * is none.
+ */
+bool
+swarm_s3_split_endpoint(const char *endpoint, bool *https, char **host)
+{
+	const char *p = endpoint;
+	size_t		length;
+	char	   *port;
+
+	if (strncmp(p, "https://", 8) == 0)
+		*https = true, p += 8;
+	else if (strncmp(p, "http://", 7) == 0)
+		*https = false, p += 7;
+	else
+		return false;
+	length = strlen(p);
+	if (length > 0 && p[length - 1] == '/')
+		length--;
+	if (length == 0 || length > SWARM_NET_ENDPOINT_NAME - 16)
+		return false;
+	if (strspn(p, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-:[]") < length)
+		return false;
+	*host = pnstrdup(p, length);
+	port = strrchr(*host, ':');
+	if (port != NULL && strchr(port, ']') == NULL)
+	{
+		int			n;
+
+		if (!parse_int(port + 1, &n, 0, NULL) || n < 1 || n > 65535 || port == *host ||
+			strspn(port + 1, "0123456789") != strlen(port + 1))
+			return false;
+	}
+	return (**host == '[') == (strchr(*host, ']') != NULL);
+}
+
+/* ------------------------------------------------------------------------
+ * Reading a server
+ * ------------------------------------------------------------------------ */
+
+static char *
+option(List *options, const char *name)
+{
+	ListCell   *lc;
+
+	foreach(lc, options)
+	{
+		DefElem    *def = lfirst(lc);
+
+		if (strcmp(def->defname, name) == 0)
+			return defGetString(def);
+	}
+	return NULL;
+}
+
+/* find_server: the server of that name, which the current user may use. */
+static ForeignServer *
+find_server(const char *name)
+{
+	ForeignServer *server = GetForeignServerByName(name, true);
+	ForeignDataWrapper *wrapper = server ? GetForeignDataWrapper(server->fdwid) : NULL;
+	AclResult	acl;
+
+	if (server == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("server \"%s\" does not exist", name),
+				 errhint("Use CREATE SERVER ... FOREIGN DATA WRAPPER swarm_s3.")));
+	if (strcmp(wrapper->fdwname, "swarm_s3") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("server \"%s\" is not a server of wrapper \"swarm_s3\"", name)));
+	acl = swarm_server_aclcheck(server->serverid, GetUserId(), ACL_USAGE);
+	if (acl != ACLCHECK_OK)
+		aclcheck_error(acl, OBJECT_FOREIGN_SERVER, name);
+	return server;
+}
+
+void
+swarm_s3_server_check(const char *name)
+{
+	(void) find_server(name);
+}
+
+char *
+swarm_s3_endpoint_of(List *options)
+{
+	char	   *endpoint = option(options, "endpoint");
+	bool		https;
+	char	   *host;
+
+	if (endpoint == NULL || !swarm_s3_split_endpoint(endpoint, &https, &host))
+		return NULL;
+	return psprintf("%s://%s", https ? "https" : "http", host);
+}
+
+SwarmS3Server *
+swarm_s3_server(const char *name)
+{
+	ForeignServer *foreign = find_server(name);
+	SwarmS3Server *server = palloc0(sizeof(SwarmS3Server));
+	char	   *value;
+	char	   *bare;
+
+	server->name = pstrdup(name);
+	value = option(foreign->options, "endpoint");
+	if (value == NULL || !swarm_s3_split_endpoint(value, &server->https, &server->host))
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
+				 errmsg("server \"%s\" has no endpoint", name)));
+	bare = pstrdup(server->host);
+	if (bare[0] != '[' && strchr(bare, ':'))
+		*strchr(bare, ':') = '\0';
+	server->literal = bare[0] == '[' || strcmp(bare, "localhost") == 0 ||
+		strspn(bare, "0123456789.") == strlen(bare);
+	value = option(foreign->options, "region");
+	server->region = pstrdup(value ? value : "us-east-1");
+	value = option(foreign->options, "path_style");
+	server->path_style = true;
+	if (value != NULL)
+		(void) parse_bool(value, &server->path_style);
+	value = option(foreign->options, "max_parallel");
+	server->max_parallel = value ? atoi(value) : DEFAULT_PARALLEL;
+	server->ca_file = option(foreign->options, "ca_file");
+	server->allowed_bucket = option(foreign->options, "allowed_bucket");
+	server->allowed_prefix = option(foreign->options, "allowed_prefix");
+	read_mapping(foreign->serverid, server);
+	server->endpoint = swarm_net_endpoint(swarm_s3_endpoint_of(foreign->options));
+	return server;
+}
+
+/*
+ * read_mapping: the credentials of the current user, or of PUBLIC.
+ */
+static void
+read_mapping(Oid serverid, SwarmS3Server *server)
+{
+	HeapTuple	tuple = SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(GetUserId()),
+										ObjectIdGetDatum(serverid));
+	Secrets    *secrets;
+	Datum		datum;
+	bool		isnull;
+	List	   *options;
+	char	   *value;
+
+	if (!HeapTupleIsValid(tuple))
+		tuple = SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(InvalidOid),
+								ObjectIdGetDatum(serverid));
+	if (!HeapTupleIsValid(tuple))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("server \"%s\" has no user mapping for role \"%s\"", server->name,
+						GetUserNameFromId(GetUserId(), false)),
+				 errhint("Use CREATE USER MAPPING FOR PUBLIC SERVER %s OPTIONS (access_key_id ..., secret_access_key ...).",
+						 quote_identifier(server->name))));
+	datum = SysCacheGetAttr(USERMAPPINGUSERSERVER, tuple, Anum_pg_user_mapping_umoptions, &isnull);
+	options = isnull ? NIL : untransformRelOptions(datum);
+	ReleaseSysCache(tuple);
+
+	secrets = palloc0(sizeof(Secrets));
+	secrets->server = server;
+	secrets->callback.func = wipe;
+	secrets->callback.arg = secrets;
+	MemoryContextRegisterResetCallback(CurrentMemoryContext, &secrets->callback);
+	server->access_key = option(options, "access_key_id");
+	server->secret_key = option(options, "secret_access_key");
+	value = option(options, "session_token");
+	server->session_token = value;
+}
+
+/* wipe: the context ends: leave no secret in freed memory. */
+static void
+wipe(void *arg)
+{
+	SwarmS3Server *server = ((Secrets *) arg)->server;
+
+	if (server->secret_key)
+		explicit_bzero(server->secret_key, strlen(server->secret_key));
+	if (server->session_token)
+		explicit_bzero(server->session_token, strlen(server->session_token));
+}
+
+/* ------------------------------------------------------------------------
+ * Buckets, keys, headers
+ * ------------------------------------------------------------------------ */
+
+/* bucket_fault: what is wrong with the name of a bucket, or NULL. */
+static const char *
+bucket_fault(const char *bucket)
+{
+	size_t		length = strlen(bucket);
+
+	if (length < 3 || length > 63)
+		return "The name of a bucket has 3 to 63 characters.";
+	if (strspn(bucket, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_") != length ||
+		!isalnum((unsigned char) bucket[0]) || strstr(bucket, "..") != NULL)
+		return "The name of a bucket consists of letters, digits, dots and hyphens, and begins with a letter or digit.";
+	return NULL;
+}
+
+/*
+ * key_fault: error 22023 for what no server stores under exactly that key.
+ */
+static void
+key_fault(const char *key)
+{
+	const char *segment = key;
+
+	if (*key == '\0' || strlen(key) > SWARM_S3_KEY_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a key must have 1 to %d bytes", SWARM_S3_KEY_MAX)));
+	for (const char *p = key; *p; p++)
+	{
+		if ((unsigned char) *p < 0x20 || *p == 0x7f)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("a key must not have control characters")));
+	}
+	if (GetDatabaseEncoding() != PG_UTF8 && !pg_is_ascii(key))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a key with other than ASCII characters needs a database with encoding UTF8")));
+	while (segment != NULL)
+	{
+		size_t		length = strcspn(segment, "/");
+
+		if ((length == 1 && segment[0] == '.') || (length == 2 && segment[0] == '.' && segment[1] == '.'))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("key \"%s\" has a segment \"%.*s\"", key, (int) length, segment),
+					 errhint("Servers and proxies may take such a segment for another folder.")));
+		segment = segment[length] == '/' ? segment + length + 1 : NULL;
+	}
+}
+
+void
+swarm_s3_check_object(const SwarmS3Server *server, const char *bucket, const char *key)
+{
+	const char *fault = bucket_fault(bucket);
+
+	if (fault != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid bucket name \"%s\"", bucket), errhint("%s", fault)));
+	if (key != NULL)
+		key_fault(key);
+	if (server->allowed_bucket != NULL && strcmp(server->allowed_bucket, bucket) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("server \"%s\" does not allow bucket \"%s\"", server->name, bucket),
+				 errhint("It allows bucket \"%s\".", server->allowed_bucket)));
+	if (key != NULL && server->allowed_prefix != NULL &&
+		strncmp(server->allowed_prefix, key, strlen(server->allowed_prefix)) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("server \"%s\" does not allow key \"%s\"", server->name, key),
+				 errhint("It allows keys that begin with \"%s\".", server->allowed_prefix)));
+}
+
+void
+swarm_s3_check_prefix(const SwarmS3Server *server, const char *bucket, const char *prefix)
+{
+	swarm_s3_check_object(server, bucket, NULL);
+	if (server->allowed_prefix != NULL &&
+		strncmp(server->allowed_prefix, prefix, strlen(server->allowed_prefix)) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("server \"%s\" does not allow to list keys that begin with \"%s\"", server->name, prefix),
+				 errhint("It allows keys that begin with \"%s\".", server->allowed_prefix)));
+}
+
+void
+swarm_s3_check_header(const char *what, const char *value)
+{
+	for (const char *p = value; *p; p++)
+	{
+		if ((unsigned char) *p < 0x20 || *p == 0x7f)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("%s must not have control characters", what)));
+	}
+	if (strlen(value) > 2048)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must not be longer than 2048 bytes", what)));
+}

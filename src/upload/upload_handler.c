@@ -1,0 +1,249 @@
+/*
+ * upload_handler.c
+ *	  The job that uploads a batch: a procedure, run by a runner as the role
+ *	  that called swarm.s3_upload().
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+#include "base/export.h"
+#include "base/fault.h"
+#include "base/spi.h"
+#include "upload/upload_int.h"
+
+#define JOB_ID		1			/* fields of swarm.job */
+#define JOB_ARGS	4
+
+static void upload_batch(SwarmUpload **upload, MemoryContext context, int place,
+						 int64 batch, int64 job, bool clean);
+static bool prepare_server(SwarmUpload *upload);
+static void fail_files(SwarmUpload *upload, const ErrorData *edata);
+static void end_cancelled(SwarmUpload *upload);
+static int	leftovers(const SwarmUpload *upload);
+static void mark_started(SwarmUpload *upload);
+
+/*
+ * swarm._s3_run(job swarm.job): procedure, handler of kind s3_upload.
+ */
+SWARM_FUNCTION(swarm_upload_job);
+Datum
+swarm_upload_job(PG_FUNCTION_ARGS)
+{
+	HeapTupleHeader row = PG_GETARG_HEAPTUPLEHEADER(0);
+	bool		isnull;
+	int64		job = DatumGetInt64(GetAttributeByNum(row, JOB_ID, &isnull));
+	Jsonb	   *args = DatumGetJsonbP(GetAttributeByNum(row, JOB_ARGS, &isnull));
+	char	   *batch_text = swarm_json_text(args, "batch");
+	char	   *clean = swarm_json_text(args, "clean");
+	int64		batch;
+	int			place;
+	MemoryContext before = CurrentMemoryContext;
+	MemoryContext context;
+	SwarmUpload *volatile upload = NULL;
+
+	if (MyBackendType != B_BG_WORKER || fcinfo->context == NULL ||
+		!IsA(fcinfo->context, CallContext) || ((CallContext *) fcinfo->context)->atomic)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("only a runner can upload a batch"),
+				 errhint("Use swarm.s3_upload() or swarm.s3_upload_sync().")));
+	if (batch_text == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a job of kind \"s3_upload\" needs \"batch\" in its args")));
+	batch = DatumGetInt64(DirectFunctionCall1(int8in, CStringGetDatum(batch_text)));
+
+	/* who cancels from now on finds us, and what was cancelled before we read */
+	place = swarm_upload_register(batch);
+	context = AllocSetContextCreate(before, "pg_swarm upload", ALLOCSET_DEFAULT_SIZES);
+	PG_TRY();
+	{
+		upload_batch((SwarmUpload **) &upload, context, place, batch, job,
+					 clean != NULL && strcmp(clean, "true") == 0);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(before);
+		edata = CopyErrorData();
+		FlushErrorState();
+		swarm_s3_owner_end();
+		if (upload != NULL)
+			swarm_upload_drop(upload);
+		swarm_upload_unregister(place);
+		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED && upload != NULL &&
+			upload->server != NULL && !IsTransactionState())
+			end_cancelled(upload);
+		MemoryContextSwitchTo(before);
+		MemoryContextDelete(context);
+		ReThrowError(edata);
+	}
+	PG_END_TRY();
+	swarm_upload_unregister(place);
+	MemoryContextSwitchTo(before);
+	MemoryContextDelete(context);
+	PG_RETURN_VOID();
+}
+
+static void
+upload_batch(SwarmUpload **result, MemoryContext context, int place,
+			 int64 batch, int64 job, bool clean)
+{
+	Oid			owner;
+	int64		current;
+	int64		ms;
+	bool		finished;
+	SwarmUpload *upload = swarm_upload_load(context, batch, &owner, &current, &finished, &ms);
+	int			left;
+
+	if (upload == NULL || owner != GetUserId())
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("batch " INT64_FORMAT " does not exist", batch)));
+	if (!clean && current != job)
+		return;					/* swarm.s3_retry() has given it to another */
+	*result = upload;
+	upload->place = place;
+	for (int i = 0; clean && i < upload->nfiles; i++)
+	{
+		SwarmUploadFile *file = &upload->files[i];
+
+		/* what is being uploaded again, the other job cleans up */
+		file->outcome = file->state;
+		if (file->state >= FILE_DONE && file->upload_id != NULL)
+			file->state = FILE_ABORTING;
+		else
+			file->state = FILE_DONE;
+	}
+	if (!clean)
+		mark_started(upload);
+	if (prepare_server(upload))
+		swarm_upload_run(upload);
+	else if (!clean)
+		swarm_upload_store(upload);
+	left = leftovers(upload);
+	if (clean)
+	{
+		if (left > 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_CONNECTION_FAILURE),
+					 errmsg("could not abort %d multipart uploads of batch " INT64_FORMAT, left, batch)));
+		return;
+	}
+	swarm_upload_finish(upload);
+	if (left > 0)
+		(void) swarm_upload_enqueue(batch, true);
+}
+
+/* leftovers: how many files have a multipart upload that could not be aborted. */
+static int
+leftovers(const SwarmUpload *upload)
+{
+	int			n = 0;
+
+	for (int i = 0; i < upload->nfiles; i++)
+		n += upload->files[i].upload_id != NULL;
+	return n;
+}
+
+/*
+ * prepare_server: read the server, and see whether all this is still allowed.
+ * False if no file can be sent; each has been told why.
+ */
+static bool
+prepare_server(SwarmUpload *upload)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *edata = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(upload->context);
+	PG_TRY();
+	{
+		upload->server = swarm_s3_server(upload->server_name);
+		swarm_upload_options(upload, upload->options);
+		for (int i = 0; i < upload->nfiles; i++)
+			swarm_s3_check_object(upload->server, upload->bucket, upload->files[i].key);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(upload->context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	CurrentResourceOwner = owner;
+	MemoryContextSwitchTo(upload->context);
+	if (edata == NULL)
+		return true;
+	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		ReThrowError(edata);
+	fail_files(upload, edata);
+	return false;
+}
+
+static void
+fail_files(SwarmUpload *upload, const ErrorData *edata)
+{
+	for (int i = 0; i < upload->nfiles; i++)
+	{
+		SwarmUploadFile *file = &upload->files[i];
+
+		if (file->state >= FILE_DONE)
+			continue;
+		file->state = upload->cancelled ? FILE_CANCELLED : FILE_FAILED;
+		file->dirty = true;
+		strlcpy(file->code, unpack_sql_state(edata->sqlerrcode), sizeof(file->code));
+		strlcpy(file->error, edata->message, sizeof(file->error));
+	}
+}
+
+/*
+ * end_cancelled: the job was cancelled, by swarm.job_cancel(), while it waited
+ * for the network: nobody will run it again.  Say so in the table, and have
+ * another job abort what was begun.
+ */
+static void
+end_cancelled(SwarmUpload *upload)
+{
+	swarm_upload_enter(upload);
+	for (int i = 0; i < upload->nfiles; i++)
+	{
+		SwarmUploadFile *file = &upload->files[i];
+
+		if (file->state >= FILE_DONE)
+			continue;
+		file->state = FILE_CANCELLED;
+		file->dirty = true;
+		strlcpy(file->code, "Cancelled", sizeof(file->code));
+		strlcpy(file->error, "the job was cancelled", sizeof(file->error));
+	}
+	swarm_upload_store(upload);
+	swarm_upload_finish(upload);
+	if (leftovers(upload) > 0)
+		(void) swarm_upload_enqueue(upload->batch, true);
+	swarm_upload_leave(upload);
+	swarm_s3_owner_end();
+}
+
+static void
+mark_started(SwarmUpload *upload)
+{
+	SwarmSpi	spi;
+	Oid			types[] = {INT8OID};
+	Datum		values[] = {Int64GetDatum(upload->batch)};
+
+	swarm_spi_begin(&spi);
+	swarm_spi_execute("UPDATE swarm._s3_batch SET started_at = swarm._now() "
+					  "WHERE id = $1 AND started_at IS NULL", 1, types, values, NULL);
+	swarm_spi_end(&spi);
+}

@@ -1,0 +1,695 @@
+/*
+ * upload_source.c
+ *	  Where the bytes of a file come from.
+ *
+ * Whatever it is, it becomes something that can be read at any place, any
+ * number of times, without a transaction: a file of the server is opened,
+ * everything else is copied in slices, within one snapshot, to memory when it
+ * is small and to a temporary file otherwise.  That file has lost its name
+ * before anything is sent, so that nothing of it survives the process.
+ */
+#include "postgres.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "access/detoast.h"
+#include "access/genam.h"
+#include "access/relation.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_index.h"
+#include "catalog/pg_type.h"
+#include "commands/copy.h"
+#include "executor/spi.h"
+#include "funcapi.h"
+#include "libpq/libpq-fs.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "parser/parse_node.h"
+#include "storage/fd.h"
+#include "storage/large_object.h"
+#include "tcop/tcopprot.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+#include "base/compat.h"
+#include "base/spi.h"
+#include "upload/upload_int.h"
+
+#define SPOOL_MEMORY	(256 * 1024)
+#define SLICE			(1024 * 1024)
+#define ROWS			100
+
+static void spool_to_file(SwarmSpool *spool);
+static void spool_end(void *arg);
+static void adopt_descriptor(MemoryContext context, int fd, SwarmNetBody *body, int64 length);
+static int	open_file(const char *path, int64 *size);
+static void copy_bytea(SwarmSpool *spool, const SwarmSource *source);
+static void copy_large_object(SwarmSpool *spool, Oid oid);
+static int64 large_object_size(Oid oid);
+static int64 column_size(const SwarmSource *source);
+static void copy_column(SwarmSpool *spool, const SwarmSource *source);
+static char *column_query(const SwarmSource *source, const char *what, bool *is_bytea);
+static char *key_column(Oid relation);
+static void query_to_lines(SwarmSpool *spool, const char *sql);
+static Oid	oid_of(const SwarmSource *source, const char *field);
+
+/* ------------------------------------------------------------------------
+ * Spool
+ * ------------------------------------------------------------------------ */
+
+SwarmSpool *
+swarm_spool_create(MemoryContext context, int64 limit)
+{
+	SwarmSpool *spool = MemoryContextAllocZero(context, sizeof(SwarmSpool));
+
+	spool->memory = MemoryContextAlloc(context, 1024);
+	spool->file = -1;
+	spool->fd = -1;
+	spool->limit = limit;
+	spool->callback.func = spool_end;
+	spool->callback.arg = spool;
+	MemoryContextRegisterResetCallback(context, &spool->callback);
+	return spool;
+}
+
+static void
+spool_end(void *arg)
+{
+	SwarmSpool *spool = arg;
+
+	if (spool->fd >= 0)
+	{
+		close(spool->fd);
+		ReleaseExternalFD();
+	}
+	spool->fd = -1;
+}
+
+void
+swarm_spool_write(SwarmSpool *spool, const char *data, size_t length)
+{
+	if (spool->limit > 0 && spool->length + (int64) length > spool->limit)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("file exceeds %dMB limit", (int) (spool->limit / (1024 * 1024))),
+				 errhint("The limit is pg_swarm.s3_max_file_size.")));
+	if (spool->file < 0 && spool->length + length <= SPOOL_MEMORY)
+	{
+		if (spool->length + length > 1024)
+			spool->memory = repalloc(spool->memory, pg_nextpower2_size_t(spool->length + length));
+		memcpy(spool->memory + spool->length, data, length);
+		spool->length += length;
+		return;
+	}
+	if (spool->file < 0)
+		spool_to_file(spool);
+	for (size_t done = 0; done < length;)
+	{
+		int			n = (int) Min(length - done, SLICE);
+
+		errno = 0;
+		if (FileWrite(spool->file, (char *) data + done, n, spool->length, PG_WAIT_EXTENSION) != n)
+		{
+			if (errno == 0)
+				errno = ENOSPC;
+			ereport(ERROR,
+					(errcode_for_file_access(),
+					 errmsg("could not write a temporary file: %m")));
+		}
+		spool->length += n;
+		done += n;
+	}
+}
+
+static void
+spool_to_file(SwarmSpool *spool)
+{
+	int64		length = spool->length;
+
+	spool->file = OpenTemporaryFile(false);
+	spool->length = 0;
+	if (length > 0)
+	{
+		int64		limit = spool->limit;
+
+		spool->limit = 0;
+		swarm_spool_write(spool, spool->memory, length);
+		spool->limit = limit;
+	}
+	pfree(spool->memory);
+	spool->memory = NULL;
+}
+
+/* keep_descriptor: our own descriptor of the file, which then loses its name. */
+static void
+keep_descriptor(SwarmSpool *spool)
+{
+	int			fd = -1;
+
+	if (AcquireExternalFD())
+	{
+		fd = fcntl(FileGetRawDesc(spool->file), F_DUPFD_CLOEXEC, 0);
+		if (fd < 0)
+			ReleaseExternalFD();
+	}
+	if (fd < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("could not keep a temporary file open: %m"),
+				 errhint("Raise max_files_per_process, or lower max_parallel of the server.")));
+	spool->fd = fd;
+	FileClose(spool->file);
+	spool->file = -1;
+}
+
+void
+swarm_spool_finish(SwarmSpool *spool, SwarmNetBody *body)
+{
+	memset(body, 0, sizeof(*body));
+	body->fd = -1;
+	body->length = spool->length;
+	body->memory = spool->memory;
+	if (spool->file >= 0)
+	{
+		keep_descriptor(spool);
+		body->fd = spool->fd;
+	}
+}
+
+int
+swarm_spool_descriptor(SwarmSpool *spool)
+{
+	spool_to_file(spool);
+	keep_descriptor(spool);
+	return spool->fd;
+}
+
+/* ------------------------------------------------------------------------
+ * Sources
+ * ------------------------------------------------------------------------ */
+
+char *
+swarm_json_text(Jsonb *object, const char *field)
+{
+	JsonbValue	buffer;
+	JsonbValue *v;
+
+	if (object == NULL || !JB_ROOT_IS_OBJECT(object))
+		return NULL;
+	v = getKeyJsonValueFromContainer(&object->root, field, strlen(field), &buffer);
+	if (v == NULL || v->type == jbvNull)
+		return NULL;
+	if (v->type == jbvString)
+		return pnstrdup(v->val.string.val, v->val.string.len);
+	if (v->type == jbvNumeric)
+		return DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(v->val.numeric)));
+	if (v->type == jbvBool)
+		return pstrdup(v->val.boolean ? "true" : "false");
+	return NULL;
+}
+
+static Oid
+oid_of(const SwarmSource *source, const char *field)
+{
+	char	   *text = swarm_json_text(source->ref, field);
+
+	if (text == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a source of kind \"%s\" needs \"%s\"", source->kind, field)));
+	return DatumGetObjectId(DirectFunctionCall1(oidin, CStringGetDatum(text)));
+}
+
+static char *
+text_of(const SwarmSource *source, const char *field)
+{
+	char	   *text = swarm_json_text(source->ref, field);
+
+	if (text == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a source of kind \"%s\" needs \"%s\"", source->kind, field)));
+	return text;
+}
+
+int64
+swarm_source_check(const SwarmSource *source, const char *name)
+{
+	if (strcmp(source->kind, "bytea") == 0)
+	{
+		if (source->data == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("file \"%s\" has no data", name)));
+		return toast_raw_datum_size(PointerGetDatum(source->data)) - VARHDRSZ;
+	}
+	if (strcmp(source->kind, "large_object") == 0)
+		return large_object_size(oid_of(source, "oid"));
+	if (strcmp(source->kind, "file") == 0)
+	{
+		int64		size;
+
+		close(open_file(text_of(source, "path"), &size));
+		return size;
+	}
+	if (strcmp(source->kind, "column") == 0)
+		return column_size(source);
+	if (strcmp(source->kind, "query") == 0)
+	{
+		(void) text_of(source, "sql");
+		swarm_check_format(text_of(source, "format"));
+		return -1;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("source of file \"%s\" is of unknown kind \"%s\"", name, source->kind),
+			 errhint("A source is a bytea, or what swarm.from_large_object(), from_file(), from_column() or from_query() return.")));
+}
+
+void
+swarm_source_open(const SwarmSource *source, MemoryContext context, int64 limit,
+				  SwarmNetBody *body)
+{
+	SwarmSpool *spool;
+
+	if (strcmp(source->kind, "file") == 0)
+	{
+		int64		size;
+		int			fd = open_file(text_of(source, "path"), &size);
+
+		if (limit > 0 && size > limit)
+		{
+			close(fd);
+			ereport(ERROR,
+					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+					 errmsg("file exceeds %dMB limit", (int) (limit / (1024 * 1024))),
+					 errhint("The limit is pg_swarm.s3_max_file_size.")));
+		}
+		adopt_descriptor(context, fd, body, size);
+		return;
+	}
+	if (source->spool != NULL)
+	{
+		swarm_spool_finish(source->spool, body);
+		return;
+	}
+	spool = swarm_spool_create(context, limit);
+	if (strcmp(source->kind, "bytea") == 0)
+		copy_bytea(spool, source);
+	else if (strcmp(source->kind, "large_object") == 0)
+		copy_large_object(spool, oid_of(source, "oid"));
+	else if (strcmp(source->kind, "column") == 0)
+		copy_column(spool, source);
+	else
+		swarm_source_query(spool, text_of(source, "sql"), text_of(source, "format"), NULL);
+	swarm_spool_finish(spool, body);
+}
+
+/* ---- files ---- */
+
+/* open_file: a regular file of the server, for those who may read such. */
+static int
+open_file(const char *path, int64 *size)
+{
+	struct stat st;
+	int			fd;
+
+	if (!has_privs_of_role(GetUserId(), ROLE_PG_READ_SERVER_FILES))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to read files of the server"),
+				 errhint("It needs the rights of role pg_read_server_files.")));
+	if (!is_absolute_path(path))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("path \"%s\" is not absolute", path)));
+	/* not blocking: it may be a pipe, which is found out only then */
+	fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
+	if (fd < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not open file \"%s\": %m", path)));
+	if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
+	{
+		close(fd);
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE), errmsg("\"%s\" is not a regular file", path)));
+	}
+	*size = st.st_size;
+	return fd;
+}
+
+static void
+adopt_descriptor(MemoryContext context, int fd, SwarmNetBody *body, int64 length)
+{
+	SwarmSpool *spool = MemoryContextAllocZero(context, sizeof(SwarmSpool));
+
+	spool->file = -1;
+	spool->fd = fd;
+	if (!AcquireExternalFD())
+	{
+		close(fd);
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES), errmsg("too many open files")));
+	}
+	spool->callback.func = spool_end;
+	spool->callback.arg = spool;
+	MemoryContextRegisterResetCallback(context, &spool->callback);
+	memset(body, 0, sizeof(*body));
+	body->fd = fd;
+	body->length = length;
+}
+
+/* ---- bytea ---- */
+
+/*
+ * copy_bytea: from the argument, or in slices from the row it was put into.
+ */
+static void
+copy_bytea(SwarmSpool *spool, const SwarmSource *source)
+{
+	Oid			types[] = {INT8OID, INT4OID, INT4OID};
+	Datum		values[] = {Int64GetDatum(source->batch), Int32GetDatum(source->no), 0};
+	SwarmSpi	spi;
+	int			got;
+
+	if (source->data != NULL)
+	{
+		bytea	   *data = DatumGetByteaPP(PointerGetDatum(source->data));
+
+		swarm_spool_write(spool, VARDATA_ANY(data), VARSIZE_ANY_EXHDR(data));
+		return;
+	}
+	for (int64 at = 0;; at += got)
+	{
+		bool		isnull = true;
+		Datum		slice = (Datum) 0;
+
+		values[2] = Int32GetDatum((int32) at + 1);
+		swarm_spi_begin(&spi);
+		if (swarm_spi_query("SELECT pg_catalog.substr(data, $3, 1048576) FROM swarm._s3_file "
+							"WHERE batch = $1 AND no = $2", 3, types, values, NULL) > 0)
+			slice = swarm_spi_column(0, 1, &isnull);
+		if (isnull)
+			ereport(ERROR,
+					(errcode(ERRCODE_NO_DATA), errmsg("the data of the file are not there any more")));
+		got = VARSIZE_ANY_EXHDR(DatumGetPointer(slice));
+		swarm_spool_write(spool, VARDATA_ANY(DatumGetPointer(slice)), got);
+		swarm_spi_end(&spi);
+		if (got < SLICE)
+			break;
+	}
+}
+
+/* ---- large objects ---- */
+
+static int64
+large_object_size(Oid oid)
+{
+	LargeObjectDesc *lo = inv_open(oid, INV_READ, CurrentMemoryContext);
+	int64		size = inv_seek(lo, 0, SEEK_END);
+
+	inv_close(lo);
+	return size;
+}
+
+static void
+copy_large_object(SwarmSpool *spool, Oid oid)
+{
+	LargeObjectDesc *lo = inv_open(oid, INV_READ, CurrentMemoryContext);
+	char	   *buffer = palloc(SLICE / 4);
+	int			n;
+
+	while ((n = inv_read(lo, buffer, SLICE / 4)) > 0)
+	{
+		CHECK_FOR_INTERRUPTS();
+		swarm_spool_write(spool, buffer, n);
+	}
+	pfree(buffer);
+	inv_close(lo);
+}
+
+/* ---- a column of a row ---- */
+
+/*
+ * column_query: SELECT what FROM relation WHERE key = $1, in which % stands
+ * for the column.
+ */
+static char *
+column_query(const SwarmSource *source, const char *what, bool *is_bytea)
+{
+	Oid			relation = oid_of(source, "relation");
+	char	   *column = text_of(source, "column");
+	char	   *key = swarm_json_text(source->ref, "key_column");
+	char	   *name = get_rel_name(relation);
+	AttrNumber	attnum;
+	AttrNumber	key_attnum;
+	StringInfoData sql;
+
+	if (name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE), errmsg("relation with OID %u does not exist", relation)));
+	if (key == NULL)
+		key = key_column(relation);
+	attnum = get_attnum(relation, column);
+	key_attnum = get_attnum(relation, key);
+	if (attnum == InvalidAttrNumber || key_attnum == InvalidAttrNumber)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("column \"%s\" of relation \"%s\" does not exist",
+						attnum == InvalidAttrNumber ? column : key, name)));
+	*is_bytea = getBaseType(get_atttype(relation, attnum)) == BYTEAOID;
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "SELECT ");
+	for (const char *p = what; *p; p++)
+	{
+		if (*p == '%')
+			appendStringInfo(&sql, "t.%s%s", quote_identifier(column), *is_bytea ? "" : "::pg_catalog.text");
+		else
+			appendStringInfoChar(&sql, *p);
+	}
+	appendStringInfo(&sql, " FROM %s t WHERE t.%s = $1::%s",
+					 quote_qualified_identifier(get_namespace_name(get_rel_namespace(relation)), name),
+					 quote_identifier(key), format_type_be_qualified(get_atttype(relation, key_attnum)));
+	return sql.data;
+}
+
+/* key_column: the primary key's only column. */
+static char *
+key_column(Oid relation)
+{
+	Relation	rel = relation_open(relation, AccessShareLock);
+	Oid			index;
+	char	   *column = NULL;
+
+	list_free(RelationGetIndexList(rel));	/* it sets rd_pkindex */
+	index = rel->rd_pkindex;
+	if (OidIsValid(index))
+	{
+		HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(index));
+		Form_pg_index form = (Form_pg_index) GETSTRUCT(tuple);
+
+		if (form->indnkeyatts == 1)
+			column = get_attname(relation, form->indkey.values[0], false);
+		ReleaseSysCache(tuple);
+	}
+	relation_close(rel, AccessShareLock);
+	if (column == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("relation \"%s\" has no primary key of one column", get_rel_name(relation)),
+				 errhint("Name the column that identifies the row: from_column(..., key_column => ...).")));
+	return column;
+}
+
+/* column_value: run such a query; exactly one row, not NULL. */
+static Datum
+column_value(const SwarmSource *source, const char *sql, int32 from)
+{
+	Oid			types[] = {TEXTOID, INT4OID};
+	Datum		values[] = {CStringGetTextDatum(text_of(source, "key")), Int32GetDatum(from)};
+	bool		isnull;
+	Datum		value;
+	int			rc = SPI_execute_with_args(sql, from > 0 ? 2 : 1, types, values, NULL, true, 2);
+
+	if (rc != SPI_OK_SELECT)
+		elog(ERROR, "could not read a column: %s", SPI_result_code_string(rc));
+	if (SPI_processed != 1)
+		ereport(ERROR,
+				(errcode(SPI_processed == 0 ? ERRCODE_NO_DATA_FOUND : ERRCODE_TOO_MANY_ROWS),
+				 errmsg(SPI_processed == 0 ? "there is no row with key \"%s\"" :
+						"there is more than one row with key \"%s\"", text_of(source, "key"))));
+	value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	if (isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("column \"%s\" of the row with key \"%s\" is null", text_of(source, "column"),
+						text_of(source, "key"))));
+	return value;
+}
+
+static int64
+column_size(const SwarmSource *source)
+{
+	bool		is_bytea;
+	char	   *sql = column_query(source, "pg_catalog.octet_length(%)", &is_bytea);
+	int64		size;
+
+	SPI_connect();
+	size = DatumGetInt32(column_value(source, sql, 0));
+	SPI_finish();
+	return size;
+}
+
+static void
+copy_column(SwarmSpool *spool, const SwarmSource *source)
+{
+	bool		is_bytea;
+	char	   *sql = column_query(source, "%", &is_bytea);
+
+	SPI_connect();
+	if (!is_bytea)
+	{
+		char	   *value = TextDatumGetCString(column_value(source, sql, 0));
+		char	   *utf8 = pg_server_to_any(value, strlen(value), PG_UTF8);
+
+		swarm_spool_write(spool, utf8, strlen(utf8));
+		SPI_finish();
+		return;
+	}
+	sql = column_query(source, "pg_catalog.substr(%, $2, 1048576)", &is_bytea);
+	for (int64 at = 0;;)
+	{
+		Datum		slice = column_value(source, sql, (int32) at + 1);
+		int			got;
+
+		slice = PointerGetDatum(PG_DETOAST_DATUM_PACKED(slice));
+		got = VARSIZE_ANY_EXHDR(DatumGetPointer(slice));
+		swarm_spool_write(spool, VARDATA_ANY(DatumGetPointer(slice)), got);
+		SPI_freetuptable(SPI_tuptable);
+		CHECK_FOR_INTERRUPTS();
+		at += got;
+		if (got < SLICE)
+			break;
+	}
+	SPI_finish();
+}
+
+/* ---- queries ---- */
+
+void
+swarm_check_format(const char *format)
+{
+	if (strcmp(format, "csv") != 0 && strcmp(format, "text") != 0 &&
+		strcmp(format, "binary") != 0 && strcmp(format, "json") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("unknown format \"%s\"", format),
+				 errhint("Formats are csv, text, binary and json (an object a line).")));
+}
+
+/*
+ * swarm_copy_options: those of COPY for a format; from options: header,
+ * delimiter, null, quote, escape.
+ */
+List *
+swarm_copy_options(const char *format, Jsonb *options)
+{
+	static const char *const known[] = {"header", "delimiter", "null", "quote", "escape"};
+	List	   *list = list_make1(makeDefElem("format", (Node *) makeString(pstrdup(format)), -1));
+
+	if (strcmp(format, "binary") != 0)
+		list = lappend(list, makeDefElem("encoding", (Node *) makeString("UTF8"), -1));
+	for (int i = 0; i < lengthof(known); i++)
+	{
+		char	   *value = swarm_json_text(options, known[i]);
+
+		if (value != NULL)
+			list = lappend(list, makeDefElem(pstrdup(known[i]), (Node *) makeString(value), -1));
+	}
+	return list;
+}
+
+void
+swarm_source_query(SwarmSpool *spool, const char *sql, const char *format, Jsonb *options)
+{
+	ParseState *pstate;
+	List	   *parsed;
+	RawStmt    *raw;
+	CopyToState copy;
+	struct stat st;
+
+	swarm_check_format(format);
+	parsed = pg_parse_query(sql);
+	if (list_length(parsed) != 1 || !IsA(linitial_node(RawStmt, parsed)->stmt, SelectStmt) ||
+		((SelectStmt *) linitial_node(RawStmt, parsed)->stmt)->intoClause != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_SYNTAX_ERROR),
+				 errmsg("the query must be one SELECT")));
+	raw = linitial_node(RawStmt, parsed);
+	if (strcmp(format, "json") == 0)
+	{
+		query_to_lines(spool, sql);
+		return;
+	}
+
+	/* COPY writes into the temporary file by its name */
+	spool_to_file(spool);
+	pstate = make_parsestate(NULL);
+	pstate->p_sourcetext = sql;
+	copy = swarm_begin_copy_to(pstate, raw,
+							   psprintf("%s/%s", DataDir, FilePathName(spool->file)),
+							   swarm_copy_options(format, options));
+	DoCopyTo(copy);
+	EndCopyTo(copy);
+	free_parsestate(pstate);
+	if (fstat(FileGetRawDesc(spool->file), &st) != 0)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not read a temporary file: %m")));
+	spool->length = st.st_size;
+	if (spool->limit > 0 && spool->length > spool->limit)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("file exceeds %dMB limit", (int) (spool->limit / (1024 * 1024))),
+				 errhint("The limit is pg_swarm.s3_max_file_size.")));
+}
+
+/* query_to_lines: each row as a JSON object on a line. */
+static void
+query_to_lines(SwarmSpool *spool, const char *sql)
+{
+	Portal		portal;
+
+	SPI_connect();
+	portal = SPI_cursor_open_with_args(NULL, sql, 0, NULL, NULL, NULL, true, 0);
+	BlessTupleDesc(portal->tupDesc);
+	for (;;)
+	{
+		SPI_cursor_fetch(portal, true, ROWS);
+		if (SPI_processed == 0)
+			break;
+		for (uint64 i = 0; i < SPI_processed; i++)
+		{
+			Datum		row = heap_copy_tuple_as_datum(SPI_tuptable->vals[i], portal->tupDesc);
+			Datum		json = OidFunctionCall1(F_ROW_TO_JSON_RECORD, row);
+			char	   *line = TextDatumGetCString(json);
+			char	   *utf8 = pg_server_to_any(line, strlen(line), PG_UTF8);
+
+			swarm_spool_write(spool, utf8, strlen(utf8));
+			swarm_spool_write(spool, "\n", 1);
+			pfree(line);
+			pfree(DatumGetPointer(row));
+		}
+		SPI_freetuptable(SPI_tuptable);
+	}
+	SPI_cursor_close(portal);
+	SPI_finish();
+}

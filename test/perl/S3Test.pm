@@ -1,0 +1,143 @@
+# S3Test: a fake S3 server (test/tools/fake_s3) and what the tests of uploads have
+# in common.
+
+package S3Test;
+
+use strict;
+use warnings;
+
+use Exporter 'import';
+use File::Basename;
+use JSON::PP;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use SwarmTest;
+
+our @EXPORT = qw(s3_start s3_stop s3_server s3_rules s3_log s3_clear s3_objects s3_parts s3_part_files s3_max wait_log result go files_sql);
+
+my %running;
+
+# s3_start(PORT, ENVIRONMENT): {dir, pid, port, url}
+sub s3_start
+{
+	my ($port, %env) = @_;
+	my $dir = PostgreSQL::Test::Utils::tempdir_short();
+	my $script = dirname(__FILE__) . '/../tools/fake_s3';
+	my $s = { dir => $dir };
+
+	$s->{pid} = fork // die "fork: $!";
+	if (!$s->{pid})
+	{
+		$ENV{FAKE_PORT} = $port if $port;
+		$ENV{$_} = $env{$_} foreach keys %env;
+		setpgrp;
+		open(STDOUT, '>', '/dev/null');
+		open(STDERR, '>', "$dir/errors");
+		exec $^X, $script, $dir;
+		die "exec: $!";
+	}
+	$running{ $s->{pid} } = 1;
+	until_true(sub { -e "$dir/port" }) or die 'the S3 server did not start';
+	$s->{port} = slurp_file("$dir/port");
+	$s->{url} = "http://127.0.0.1:$s->{port}";
+	return $s;
+}
+
+sub s3_stop
+{
+	my ($s) = @_;
+
+	kill 'KILL', -$s->{pid};
+	waitpid $s->{pid}, 0;
+	delete $running{ $s->{pid} };
+	return;
+}
+
+END
+{
+	my $rc = $?;
+	kill 'KILL', -$_ foreach keys %running;
+	$? = $rc;
+}
+
+# until_true(CODE): polls, with the usual time-out
+sub until_true
+{
+	my ($code) = @_;
+
+	for (1 .. 100 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		return 1 if $code->();
+		select undef, undef, undef, 0.01;
+	}
+	return 0;
+}
+
+# s3_server(NODE, NAME, URL, OPTIONS, KEY): a foreign server for it
+sub s3_server
+{
+	my ($node, $name, $url, $options, $secret) = @_;
+
+	$secret ||= 'SKTEST';
+	$node->safe_psql('postgres', "CREATE SERVER $name FOREIGN DATA WRAPPER swarm_s3 OPTIONS (endpoint '$url'" . ($options ? ", $options" : '') . ");
+CREATE USER MAPPING FOR PUBLIC SERVER $name OPTIONS (access_key_id 'AKTEST', secret_access_key '$secret')");
+	return;
+}
+
+# s3_rules(SERVER, {...}, ...): how it misbehaves from now on
+sub s3_rules
+{
+	my ($s, @rules) = @_;
+
+	open(my $h, '>', "$s->{dir}/rules.new") or die;
+	print $h map { encode_json($_) . "\n" } @rules;
+	close $h;
+	rename "$s->{dir}/rules.new", "$s->{dir}/rules";
+	return;
+}
+
+sub s3_log { my ($s) = @_; return -e "$s->{dir}/log" ? split /\n/, slurp_file("$s->{dir}/log") : (); }
+sub s3_clear { my ($s) = @_; unlink "$s->{dir}/log", "$s->{dir}/rules", "$s->{dir}/go", "$s->{dir}/max"; return; }
+sub go { my ($s) = @_; append_to_file("$s->{dir}/go", ''); return; }
+sub s3_max { my ($s) = @_; return slurp_file("$s->{dir}/max"); }
+
+# wait_log(SERVER, REGEXP): until it has had such a request
+sub wait_log
+{
+	my ($s, $regexp) = @_;
+
+	return until_true(sub { grep { /$regexp/ } s3_log($s) });
+}
+
+# s3_objects(SERVER): {bucket/key => contents}
+sub s3_objects
+{
+	my ($s) = @_;
+
+	return { map { pack('H*', basename($_)) => slurp_file($_) } grep { !/\.(meta|\d+)$/ } glob "$s->{dir}/objects/*" };
+}
+
+# s3_parts(SERVER): unfinished multipart uploads
+sub s3_parts { my ($s) = @_; return scalar(my @u = glob "$s->{dir}/uploads/*"); }
+
+# s3_part_files(SERVER): parts of unfinished multipart uploads
+sub s3_part_files { my ($s) = @_; return scalar(my @u = grep { /\/\d+$/ } glob "$s->{dir}/uploads/*/*"); }
+
+# files_sql(N, SOURCE): an array of files f1 .. fN; SOURCE is SQL in which i is the number
+sub files_sql
+{
+	my ($n, $source) = @_;
+
+	return "(SELECT array_agg(swarm.s3_file('f' || i, $source)) FROM generate_series(1, $n) i)";
+}
+
+# result(NODE, SQL): of s3_wait() or s3_upload_sync(), decoded
+sub result
+{
+	my ($node, $sql) = @_;
+
+	return decode_json($node->safe_psql('postgres', $sql));
+}
+
+1;
