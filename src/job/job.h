@@ -326,7 +326,7 @@ extern bool swarm_queue_return(SwarmShard *shard, const SwarmClaim *claim);
 extern void swarm_queue_discard(SwarmShard *shard, const SwarmClaim *claim);
 
 /* All that a slot had claimed goes back; the one it ran counts as lost. */
-extern void swarm_queue_slot_died(SwarmSlot *slot);
+extern void swarm_queue_slot_died(SwarmSlot *slot, bool counts);
 
 /* Move what is due to ready; returns when to look again (DT_NOEND: never). */
 extern TimestampTz swarm_queue_tick(SwarmShard *shard);

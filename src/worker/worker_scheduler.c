@@ -146,7 +146,7 @@ static void
 scheduler_exit(int code, Datum arg)
 {
 	if (own_slot != NULL)
-		swarm_queue_slot_died(own_slot);
+		swarm_queue_slot_died(own_slot, !swarm_server_stopping());
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	shard->scheduler_pid = 0;
 	shard->scheduler_latch = NULL;
@@ -314,7 +314,7 @@ static bool
 step(const char *what, Step run)
 {
 	MemoryContext context = CurrentMemoryContext;
-	bool		done = true;
+	volatile bool done = true;
 
 	PG_TRY();
 	{
@@ -625,7 +625,7 @@ run_here(void)
 	swarm_job_run_init();
 	did = swarm_runner_turn(shard, own_slot, CurrentMemoryContext);
 	swarm_inflight_note(0, 0);
-	swarm_queue_slot_died(own_slot);
+	swarm_queue_slot_died(own_slot, true);
 	own_slot = NULL;
 	return did;
 }
