@@ -48,7 +48,7 @@ static void read_file(SwarmUploadFile *file, HeapTupleHeader row, const char *pr
 static void refuse_same_keys(const SwarmUpload *upload);
 static char *size_fault(SwarmUpload *upload);
 static void insert_batch(SwarmUpload *upload);
-static void insert_file(const SwarmUploadFile *file);
+static void insert_file(const SwarmUploadFile *file, SPIPlanPtr *plan);
 static SwarmUpload *load_visible(int64 batch, int64 *job, bool *finished, int64 *ms);
 static Jsonb *refusal(const char *message);
 static char *tags_header(Jsonb *options);
@@ -361,6 +361,7 @@ insert_batch(SwarmUpload *upload)
 	CStringGetTextDatum(upload->bucket), (Datum) 0};
 	Oid			job_types[] = {INT8OID, INT8OID};
 	Datum		job_values[2];
+	SPIPlanPtr	plan = NULL;
 
 	values[3] = upload->options ? JsonbPGetDatum(upload->options) :
 		DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
@@ -369,7 +370,7 @@ insert_batch(SwarmUpload *upload)
 					  "VALUES ($1::regrole, $2, $3, $4) RETURNING id", 4, types, values, NULL);
 	upload->batch = swarm_spi_int64(0, 1);
 	for (int i = 0; i < upload->nfiles; i++)
-		insert_file(&upload->files[i]);
+		insert_file(&upload->files[i], &plan);
 	swarm_spi_end(&spi);
 	job_values[0] = Int64GetDatum(upload->batch);
 	job_values[1] = Int64GetDatum(swarm_upload_enqueue(upload->batch, false));
@@ -378,13 +379,15 @@ insert_batch(SwarmUpload *upload)
 	swarm_spi_end(&spi);
 }
 
+/* insert_file: *plan is kept for the next one. */
 static void
-insert_file(const SwarmUploadFile *file)
+insert_file(const SwarmUploadFile *file, SPIPlanPtr *plan)
 {
 	Oid			types[] = {INT8OID, INT4OID, TEXTOID, TEXTOID, TEXTOID, JSONBOID, BYTEAOID, TEXTOID, JSONBOID,
 	INT8OID};
 	Datum		values[10];
 	char		nulls[11] = "          ";
+	int			rc;
 	bool		is_bytea = strcmp(file->source.kind, "bytea") == 0;
 
 	values[0] = Int64GetDatum(file->upload->batch);
@@ -401,8 +404,12 @@ insert_file(const SwarmUploadFile *file)
 	values[8] = PointerGetDatum(file->metadata);
 	nulls[9] = file->size >= 0 ? ' ' : 'n';
 	values[9] = Int64GetDatum(file->size);
-	swarm_spi_execute("INSERT INTO swarm._s3_file (batch, no, name, key, kind, ref, data, content_type, metadata, size) "
-					  "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)", 10, types, values, nulls);
+	if (*plan == NULL)
+		*plan = SPI_prepare("INSERT INTO swarm._s3_file (batch, no, name, key, kind, ref, data, content_type, metadata, size) "
+							"VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)", 10, types);
+	rc = *plan ? SPI_execute_plan(*plan, values, nulls, false, 0) : SPI_result;
+	if (rc != SPI_OK_INSERT)
+		elog(ERROR, "could not store a file: %s", SPI_result_code_string(rc));
 }
 
 /* ------------------------------------------------------------------------
