@@ -226,6 +226,7 @@ extern void swarm_upload_store(SwarmUpload *upload);
 extern SwarmUpload *swarm_upload_load(MemoryContext context, int64 batch, Oid *owner, int64 *job,
 									  bool *finished, int64 *ms);
 extern void swarm_upload_finish(SwarmUpload *upload);
+extern void swarm_upload_prune(TimestampTz before);
 extern int64 swarm_upload_enqueue(int64 batch, bool clean);
 
 /* ------------------------------------------------------------------------

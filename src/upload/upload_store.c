@@ -244,6 +244,26 @@ swarm_upload_finish(SwarmUpload *upload)
 }
 
 /*
+ * swarm_upload_prune: batches go with the history of their jobs, but for those
+ * whose multipart uploads nobody could abort.
+ */
+void
+swarm_upload_prune(TimestampTz before)
+{
+	SwarmSpi	spi;
+	Oid			types[] = {TIMESTAMPTZOID};
+	Datum		values[] = {TimestampTzGetDatum(before)};
+
+	swarm_spi_begin(&spi);
+	swarm_spi_execute("DELETE FROM swarm._s3_batch WHERE id IN ("
+					  "SELECT id FROM swarm._s3_batch b WHERE coalesce(finished_at, created_at) < $1 "
+					  "AND NOT EXISTS (SELECT FROM swarm._job j WHERE j.id = b.job) "
+					  "AND NOT EXISTS (SELECT FROM swarm._s3_file f WHERE f.batch = b.id AND f.upload_id IS NOT NULL) "
+					  "FOR UPDATE SKIP LOCKED)", 1, types, values, NULL);
+	swarm_spi_end(&spi);
+}
+
+/*
  * swarm_upload_enqueue: a job of the current user for the batch; `clean`: only
  * to abort what is left of it.  Returns the job's id.
  */

@@ -163,6 +163,19 @@ foreach my $point ('upload.open', 'upload.turn', 'upload.store', 'upload.part', 
 	}
 }
 
+# Batches go with the history of their jobs.
+my $kept = $node->safe_psql('postgres', 'SELECT swarm._clock_advance(NULL); ' . upload_sql(1)) =~ s/.*\n//sr;
+is(status($kept)->{status}, 200, 'a batch of today');
+$node->safe_psql('postgres', "UPDATE swarm._s3_file SET upload_id = 'lost' WHERE batch = $b");
+$node->safe_psql('postgres', q{SELECT swarm._clock_advance('6 days')});
+is(status(upload(1))->{status}, 200, '... is not old after six days');
+poll_ok($node, q{SELECT count(*) FROM swarm._s3_batch WHERE finished_at IS NULL}, '... all have ended', '0');
+is($node->safe_psql('postgres', "SELECT count(*) FROM swarm.s3_batches WHERE id = $kept"), '1', '... and it is still there');
+$node->safe_psql('postgres', q{SELECT swarm._clock_advance('8 days 1 hour')});
+poll_ok($node, "SELECT count(*) FROM swarm.s3_batches WHERE id = $kept", '... after eight it is gone', '0');
+is($node->safe_psql('postgres', "SELECT string_agg(DISTINCT batch::text, ',') FROM swarm._s3_file WHERE finished_at < now() + interval '1 day'"), $b, '... with its files; one that nobody could clean up is kept');
+$node->safe_psql('postgres', "DELETE FROM swarm._s3_batch WHERE id = $b; SELECT swarm._clock_advance(NULL)");
+
 # The server of the batch goes away
 s3_clear($s3);
 $b = (split /\n/, $node->safe_psql('postgres', q{SELECT swarm.queue_pause('default') \g /dev/null
