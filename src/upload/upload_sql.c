@@ -6,6 +6,7 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "funcapi.h"
@@ -45,6 +46,7 @@ static void run_here(SwarmUpload *upload);
 static SwarmUpload *upload_from_arguments(FunctionCallInfo fcinfo, char **fault);
 static char *read_files(SwarmUpload *upload, ArrayType *array, Jsonb *options);
 static void read_file(SwarmUploadFile *file, HeapTupleHeader row, const char *prefix);
+static Jsonb *with_search_path(Jsonb *ref);
 static void refuse_same_keys(const SwarmUpload *upload);
 static char *size_fault(SwarmUpload *upload);
 static void insert_batch(SwarmUpload *upload);
@@ -301,6 +303,22 @@ read_file(SwarmUploadFile *file, HeapTupleHeader row, const char *prefix)
 	file->source.data = isnull ? NULL : (bytea *) DatumGetPointer(d);
 	d = GetAttributeByNum(source, 3, &isnull);
 	file->source.ref = isnull ? NULL : DatumGetJsonbP(d);
+	if (strcmp(file->source.kind, "query") == 0 && file->source.ref != NULL)
+		file->source.ref = with_search_path(file->source.ref);
+}
+
+/* with_search_path: a query shall find what it would find now. */
+static Jsonb *
+with_search_path(Jsonb *ref)
+{
+	StringInfoData path;
+
+	initStringInfo(&path);
+	appendStringInfoString(&path, "{\"search_path\": ");
+	escape_json(&path, namespace_search_path);
+	appendStringInfoChar(&path, '}');
+	return DatumGetJsonbP(DirectFunctionCall2(jsonb_concat, JsonbPGetDatum(ref),
+											  DirectFunctionCall1(jsonb_in, CStringGetDatum(path.data))));
 }
 
 static int
