@@ -128,8 +128,8 @@ def rclone(files, size, n):
         start = time.monotonic()
         p = subprocess.run(['rclone', 'copy', folder, ':s3:bench/rclone', '--s3-endpoint', env['S3_ENDPOINT'], '--transfers', '20',
                             '--checkers', '20', '--no-check-dest', '--s3-no-check-bucket', '--s3-no-head', '--config', '/dev/null',
-                            '--s3-provider', 'Ceph', '--s3-access-key-id', ACCESS, '--s3-secret-access-key', SECRET],
-                           capture_output=True)
+                            '--s3-provider', 'Ceph', '--s3-force-path-style', '--s3-region', 'us-east-1', '--s3-access-key-id', ACCESS, '--s3-secret-access-key', SECRET],
+                           capture_output=True, env={k: v for k, v in env.items() if k != 'AWS_CA_BUNDLE'})
         failed += p.returncode != 0
         ms.append((time.monotonic() - start) * 1000)
     return dict(ms=ms, failed=failed, n=n)

@@ -174,7 +174,7 @@ extern char *swarm_s3_presign_url(SwarmS3Server *server, const char *method,
 
 /* Raise the error of a request that has failed. */
 swarm_noreturn extern void swarm_s3_raise(const SwarmNetRequest *request, const char *bucket,
-						   const char *key);
+										  const char *key);
 
 /* Rules for S3's error names, before those of the status. */
 extern const SwarmNetRule swarm_s3_rules[];

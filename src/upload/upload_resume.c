@@ -171,7 +171,8 @@ hex_digits(const char *text)
 static uint8
 hex_byte(const char *text)
 {
-	char		two[] = {text[0], text[1], '\0'};
+	char		two[3];
 
+	strlcpy(two, text, sizeof(two));
 	return (uint8) strtoul(two, NULL, 16);
 }

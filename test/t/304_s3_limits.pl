@@ -68,9 +68,9 @@ s3_clear($s3);
 # A source that becomes shorter while it is sent
 my $file = PostgreSQL::Test::Utils::tempdir() . '/source';
 append_to_file($file, 'x' x (30 * 1024 * 1024));
-s3_rules($s3, { match => '^PUT .*partNumber=1\D', wait => 1 });
+s3_rules($s3, { match => '^PUT .*partNumber=[1-4]\D', wait => 1 });
 my $b = sql("SELECT swarm.s3_upload('fake', 'docs', ARRAY[swarm.s3_file('short', swarm.from_file('$file'))])");
-ok(wait_log($s3, 'partNumber=1\D.*WAIT') && wait_log($s3, 'partNumber=2\D.* 200'), 'a file is being sent in parts');
+is(scalar(grep { wait_log($s3, "partNumber=$_\\D.*WAIT") } 1 .. 4), 4, 'four of six parts of a file are being sent');
 truncate $file, 1000;
 go($s3);
 s3_rules($s3);
