@@ -445,6 +445,9 @@ extern void swarm_job_history_prepare(void);
 /* Drop the partitions that pg_swarm.job_history_keep says are too old. */
 extern void swarm_job_history_drop_old(void);
 
+/* Called with it: what a module keeps of jobs that ended before then may go. */
+extern void (*swarm_job_history_hook) (TimestampTz before);
+
 /* Open, for writing, the partition of that time; makes it if need be. */
 extern Relation swarm_job_history_open(TimestampTz finished);
 
