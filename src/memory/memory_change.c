@@ -192,11 +192,24 @@ count_row(TriggerData *trigger)
 	if (!swarm_space_limited(&space))
 		return;
 	bytes = DatumGetInt32(heap_getattr(tuple, MEMORY_SIZE, desc, &isnull));
-	if (deleted)
-		bytes = -bytes;
-	else if (!inserted)
-		bytes = DatumGetInt32(heap_getattr(trigger->tg_newtuple, MEMORY_SIZE, desc, &isnull)) - bytes;
-	swarm_quota_change(&space, inserted ? 1 : deleted ? -1 : 0, bytes, key);
+	if (inserted)
+		swarm_quota_change(&space, 1, bytes, key);
+	else if (deleted)
+		swarm_quota_change(&space, -1, -bytes, key);
+	else
+	{
+		TimestampTz expires_at = DatumGetTimestampTz(heap_getattr(tuple, MEMORY_EXPIRES_AT, desc, &isnull));
+		bool		expired = !isnull && expires_at <= swarm_now();
+		int64		new_bytes = DatumGetInt32(heap_getattr(trigger->tg_newtuple, MEMORY_SIZE, desc, &isnull));
+
+		if (expired)
+		{
+			swarm_quota_change(&space, -1, -bytes, key);
+			swarm_quota_change(&space, 1, new_bytes, key);
+		}
+		else
+			swarm_quota_change(&space, 0, new_bytes - bytes, key);
+	}
 }
 
 /* ------------------------------------------------------------------------

@@ -98,6 +98,7 @@ typedef enum SwarmMemoryStatement
 	STATEMENT_PERSIST,
 	STATEMENT_INCREMENT,
 	STATEMENT_COUNT,
+	STATEMENT_COUNT_EXPIRED,
 	STATEMENT_PURGE,
 	STATEMENT_EVICT_OLDEST,
 	STATEMENT_EVICT_SOONEST,
@@ -107,6 +108,10 @@ typedef enum SwarmMemoryStatement
 /* Run one between swarm_spi_begin() and _end(); returns the number of rows. */
 extern uint64 swarm_memory_run(SwarmMemoryStatement statement, bool logged,
 							   Datum *values, const char *nulls);
+
+/* The same for a query that is to see what is committed now, at any isolation level. */
+extern uint64 swarm_memory_run_now(SwarmMemoryStatement statement, bool logged,
+								   Datum *values);
 
 /* An entry as read from its table; Datums point into the reader's slot. */
 typedef struct SwarmMemoryRow
@@ -283,7 +288,8 @@ extern void swarm_quota_begin(const SwarmSpace *space);
 
 /*
  * A row was written: account for it, and make room or raise 53400 if it is
- * one too many.  `key` is not evicted.
+ * one too many.  `key` is not evicted.  What replaces an expired row is one
+ * removed and one added.
  */
 extern void swarm_quota_change(const SwarmSpace *space, int entries, int64 bytes,
 							   Datum key);

@@ -103,9 +103,14 @@ static const struct
 	[STATEMENT_COUNT] = {
 		"SELECT count(*), coalesce(sum(size), 0)::bigint FROM %s WHERE namespace = $1",
 	1, {INT4OID}},
+	/* what has expired has a sweep_at, a minute later at most, and an index on it */
+	[STATEMENT_COUNT_EXPIRED] = {
+		"SELECT count(*), coalesce(sum(size), 0)::bigint FROM %s AS m WHERE namespace = $1 "
+		"AND NOT " LIVE " AND sweep_at <= swarm._now() + interval '1 min'",
+	1, {INT4OID}},
 	[STATEMENT_PURGE] = {
 		"DELETE FROM %s WHERE ctid = ANY (ARRAY(SELECT ctid FROM %s AS m WHERE namespace = $1 AND key <> $2 "
-		"AND NOT " LIVE " FOR UPDATE SKIP LOCKED))",
+		"AND NOT " LIVE " AND sweep_at <= swarm._now() + interval '1 min' FOR UPDATE SKIP LOCKED))",
 	2, {INT4OID, TEXTOID}},
 	[STATEMENT_EVICT_OLDEST] = {
 		"DELETE FROM %s WHERE ctid = ANY (ARRAY(SELECT ctid FROM %s WHERE namespace = $1 AND key <> $2 "
@@ -128,6 +133,7 @@ typedef struct RecallPlans
 static SPIPlanPtr plans[STATEMENTS][2];
 static HTAB *recall_plans = NULL;
 
+static SPIPlanPtr plan_of(SwarmMemoryStatement statement, bool logged);
 static SPIPlanPtr keep_plan(const char *sql, int nargs, const Oid *types);
 static uint64 run_plan(SPIPlanPtr plan, Datum *values, const char *nulls);
 static RecallPlans *plans_of(int32 space);
@@ -135,6 +141,23 @@ static RecallPlans *plans_of(int32 space);
 uint64
 swarm_memory_run(SwarmMemoryStatement statement, bool logged, Datum *values,
 				 const char *nulls)
+{
+	return run_plan(plan_of(statement, logged), values, nulls);
+}
+
+uint64
+swarm_memory_run_now(SwarmMemoryStatement statement, bool logged, Datum *values)
+{
+	int			rc = SPI_execute_snapshot(plan_of(statement, logged), values, NULL,
+										  GetLatestSnapshot(), InvalidSnapshot, true, false, 0);
+
+	if (rc < 0)
+		elog(ERROR, "statement failed: %s", SPI_result_code_string(rc));
+	return SPI_processed;
+}
+
+static SPIPlanPtr
+plan_of(SwarmMemoryStatement statement, bool logged)
 {
 	if (plans[statement][logged] == NULL)
 	{
@@ -144,7 +167,7 @@ swarm_memory_run(SwarmMemoryStatement statement, bool logged, Datum *values,
 			keep_plan(psprintf(statements[statement].sql, table, table),
 					  statements[statement].nargs, statements[statement].types);
 	}
-	return run_plan(plans[statement][logged], values, nulls);
+	return plans[statement][logged];
 }
 
 static SPIPlanPtr
