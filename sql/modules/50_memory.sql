@@ -7,6 +7,17 @@
 -- the caller.
 
 -- ---------------------------------------------------------------------
+-- HTTP servers that a namespace may be filled from
+-- ---------------------------------------------------------------------
+
+CREATE FUNCTION swarm._http_validator(options text[], catalog oid) RETURNS void
+LANGUAGE c STABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'swarm_http_validator';
+
+CREATE FOREIGN DATA WRAPPER swarm_http VALIDATOR swarm._http_validator;
+COMMENT ON FOREIGN DATA WRAPPER swarm_http IS 'HTTP servers as origins of memory namespaces; no tables';
+
+-- ---------------------------------------------------------------------
 -- Tables
 -- ---------------------------------------------------------------------
 
@@ -26,7 +37,12 @@ CREATE TABLE swarm._namespace (
     cached boolean NOT NULL DEFAULT true,
     embed boolean NOT NULL DEFAULT false,
     dims int NOT NULL DEFAULT 384,
-    description text
+    description text,
+    -- where a miss is filled from: a foreign server, by name (a dump brings no
+    -- OIDs); what stands before the key there; how long what came is kept
+    origin text,
+    origin_path text,
+    origin_ttl interval
 );
 
 -- Rights: to read, and with may_write to write. Grantee 0 is PUBLIC. A right
@@ -38,9 +54,12 @@ CREATE TABLE swarm._namespace_grant (
     PRIMARY KEY (namespace, grantee)
 );
 
--- Namespaces that were dropped and whose entries the sweep has to remove.
+-- Namespaces that were dropped and whose entries the sweep has to remove. Once
+-- it finds none, it looks again when the transactions of that time are over:
+-- one may have been storing.
 CREATE TABLE swarm._namespace_gone (
-    namespace int PRIMARY KEY
+    namespace int PRIMARY KEY,
+    horizon xid8
 );
 
 -- Entries. expires_at is the truth, exclusive, and in no index. sweep_at is
@@ -179,7 +198,7 @@ CREATE VIEW swarm._namespace_all AS
 SELECT n.* FROM swarm._namespace n
 UNION ALL
 SELECT b.id, b.name COLLATE "C", s.nspowner::regrole, b.default_ttl, NULL, NULL, 'reject', 'logged', true, false, 384,
-       b.description
+       b.description, NULL, NULL, NULL
 FROM swarm._namespace_builtin() b, pg_catalog.pg_namespace s
 WHERE s.nspname = 'swarm' AND NOT EXISTS (SELECT FROM swarm._namespace n WHERE n.id = b.id);
 
@@ -222,6 +241,10 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'cached and embed must not be null, and dims must be between 8 and 2000';
     END IF;
+    IF n.origin_ttl <= '0' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'origin_ttl must be greater than zero, or null for one day';
+    END IF;
 END $$;
 
 -- Make the partition that a namespace with embed is searched by.
@@ -242,7 +265,8 @@ DECLARE
     n swarm._namespace;
     other text;
 BEGIN
-    n := ROW(0, name, caller, default_ttl, max_entries, max_bytes, evict, durability, cached, embed, dims, description);
+    n := ROW(0, name, caller, default_ttl, max_entries, max_bytes, evict, durability, cached, embed, dims, description,
+             NULL, NULL, NULL);
     PERFORM swarm._namespace_validate(n);
     -- a right on a namespace is one on those below: both ways must be the caller's
     LOCK TABLE swarm._namespace IN SHARE ROW EXCLUSIVE MODE;
@@ -275,6 +299,40 @@ RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_namespace_create';
 COMMENT ON FUNCTION swarm.namespace_create IS 'create a memory namespace, with its settings';
 
+-- Error unless a namespace may be filled from its origin: both who says so and
+-- the owner, as whom the job runs, need USAGE on the server.
+CREATE FUNCTION swarm._origin_check(caller oid, n swarm._namespace) RETURNS void
+LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    server oid;
+    wrapper name;
+    part text;
+BEGIN
+    SELECT s.oid, w.fdwname INTO server, wrapper
+    FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw WHERE s.srvname = n.origin;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('server "%s" does not exist', n.origin);
+    END IF;
+    IF NOT has_server_privilege(caller, server, 'USAGE') OR NOT has_server_privilege(n.owner::oid, server, 'USAGE') THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('permission denied for foreign server %s', n.origin),
+            HINT = format('The owner of the namespace needs it: GRANT USAGE ON FOREIGN SERVER %I TO ...', n.origin);
+    END IF;
+    IF wrapper NOT IN ('swarm_s3', 'swarm_http') THEN
+        RAISE EXCEPTION USING ERRCODE = 'wrong_object_type',
+            MESSAGE = format('server "%s" is not a server of wrapper "swarm_s3" or "swarm_http"', n.origin);
+    END IF;
+    part := coalesce(n.origin_path, '');
+    IF wrapper = 'swarm_s3' AND part !~ '^[A-Za-z0-9][A-Za-z0-9._-]{2,62}(/.*)?$' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'origin_path must begin with a bucket', HINT = 'For example: bucket, or bucket/prefix/.';
+    END IF;
+    IF octet_length(part) > 900 OR part ~ '[[:cntrl:]]' OR starts_with(part, '/') OR part ~ '(^|/)\.\.?(/|$)' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'origin_path is not valid',
+            HINT = 'It has no slash at its beginning, no segments "." and "..", no control characters.';
+    END IF;
+END $$;
+
 -- The settings in a JSON object replace those there were.
 CREATE FUNCTION swarm._namespace_alter(caller oid, name text, settings jsonb)
 RETURNS void LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -289,22 +347,27 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'settings must be a JSON object';
     END IF;
     SELECT k INTO wrong FROM jsonb_object_keys(settings) k
-    WHERE k NOT IN ('default_ttl', 'max_entries', 'max_bytes', 'evict', 'cached', 'embed', 'dims', 'description') LIMIT 1;
+    WHERE k NOT IN ('default_ttl', 'max_entries', 'max_bytes', 'evict', 'cached', 'embed', 'dims', 'description',
+                    'origin', 'origin_path', 'origin_ttl') LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('setting "%s" of a namespace cannot be changed', wrong),
-            HINT = 'default_ttl, max_entries, max_bytes, evict, cached, embed, dims and description can.';
+            HINT = 'default_ttl, max_entries, max_bytes, evict, cached, embed, dims, description, origin, origin_path and origin_ttl can.';
     END IF;
     LOCK TABLE swarm._namespace IN SHARE ROW EXCLUSIVE MODE;
     SELECT * INTO was FROM swarm._namespace_all a WHERE a.id = space;
     n := jsonb_populate_record(was, settings);
     PERFORM swarm._namespace_validate(n);
+    IF n.origin IS NOT NULL AND (n.origin, n.origin_path) IS DISTINCT FROM (was.origin, was.origin_path) THEN
+        PERFORM swarm._origin_check(caller, n);
+    END IF;
     -- whoever writes there now goes by the old limits
     PERFORM swarm._namespace_lock(space);
     INSERT INTO swarm._namespace AS t SELECT n.*
     ON CONFLICT (id) DO UPDATE SET default_ttl = EXCLUDED.default_ttl, max_entries = EXCLUDED.max_entries,
         max_bytes = EXCLUDED.max_bytes, evict = EXCLUDED.evict, cached = EXCLUDED.cached, embed = EXCLUDED.embed,
-        dims = EXCLUDED.dims, description = EXCLUDED.description;
+        dims = EXCLUDED.dims, description = EXCLUDED.description, origin = EXCLUDED.origin,
+        origin_path = EXCLUDED.origin_path, origin_ttl = EXCLUDED.origin_ttl;
     IF was.embed AND (NOT n.embed OR n.dims <> was.dims) THEN
         EXECUTE format('DROP TABLE swarm._recall_%s', space);
     END IF;
@@ -351,7 +414,7 @@ BEGIN
         PERFORM swarm._namespace_lock(n.id);
         DELETE FROM swarm._namespace t WHERE t.id = n.id;
         DELETE FROM swarm._namespace_grant g WHERE g.namespace = n.id;
-        INSERT INTO swarm._namespace_gone VALUES (n.id) ON CONFLICT DO NOTHING;
+        INSERT INTO swarm._namespace_gone (namespace) VALUES (n.id) ON CONFLICT DO NOTHING;
         IF n.embed THEN
             EXECUTE format('DROP TABLE swarm._recall_%s', n.id);
         END IF;
@@ -497,6 +560,14 @@ RETURNS swarm.memory_entry LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_memory_wait';
 COMMENT ON FUNCTION swarm.memory_wait IS 'wait until an entry is there, or has another version, without polling';
 
+-- Handler of kind memory_fill: fetches keys from the origin of a namespace.
+-- Everybody may execute it, only a runner can; it does what the settings of a
+-- namespace of the job's owner say.
+CREATE PROCEDURE swarm._memory_fill(job swarm.job) LANGUAGE c
+AS 'MODULE_PATHNAME', 'swarm_memory_fill';
+INSERT INTO swarm._handler (id, kind, owner, handler)
+VALUES (10, 'memory_fill', 10::oid::regrole, 'swarm._memory_fill');
+
 -- ---------------------------------------------------------------------
 -- Lists, clearing, sweeping
 -- ---------------------------------------------------------------------
@@ -631,7 +702,11 @@ BEGIN
         END LOOP;
         total := total + n;
         IF n = 0 THEN
-            DELETE FROM swarm._namespace_gone g WHERE g.namespace = gone;
+            -- one of a restored dump may be of another server
+            UPDATE swarm._namespace_gone g SET horizon = pg_snapshot_xmax(pg_current_snapshot())
+            WHERE g.namespace = gone AND (g.horizon IS NULL OR g.horizon > pg_snapshot_xmax(pg_current_snapshot()));
+            DELETE FROM swarm._namespace_gone g
+            WHERE g.namespace = gone AND g.horizon <= pg_snapshot_xmin(pg_current_snapshot());
         END IF;
     END LOOP;
     RETURN total;
@@ -1083,7 +1158,8 @@ CREATE POLICY reader ON swarm._memory_unlogged FOR SELECT
 
 CREATE VIEW swarm.namespaces WITH (security_barrier = true) AS
 SELECT n.name::text, n.owner, n.default_ttl, n.max_entries, n.max_bytes, n.evict, n.durability, n.cached, n.embed, n.dims,
-       n.description, swarm._namespace_may(n.id, 'write') AS may_write, swarm._namespace_may(n.id, 'own') AS own
+       n.description, swarm._namespace_may(n.id, 'write') AS may_write, swarm._namespace_may(n.id, 'own') AS own,
+       n.origin, n.origin_path, n.origin_ttl
 FROM swarm._namespace_all n
 WHERE swarm._namespace_may(n.id, 'read');
 COMMENT ON VIEW swarm.namespaces IS 'memory namespaces that the current role may read, with their settings';
@@ -1127,7 +1203,7 @@ COMMENT ON VIEW swarm.stat_memory IS 'entries and bytes of each memory namespace
 
 CREATE FUNCTION swarm._cache_stats(OUT size bigint, OUT used bigint, OUT entries bigint, OUT hits bigint, OUT misses bigint,
     OUT bypasses bigint, OUT table_hits bigint, OUT table_misses bigint, OUT fills bigint, OUT evictions bigint,
-    OUT invalidations bigint)
+    OUT invalidations bigint, OUT origin_asks bigint, OUT origin_fills bigint, OUT origin_misses bigint)
 LANGUAGE c VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'swarm__cache_stats';
 

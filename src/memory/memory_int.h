@@ -52,6 +52,7 @@ typedef struct SwarmSpace
 	bool		logged;
 	bool		cached;
 	bool		embed;
+	bool		origin;			/* it has one */
 	int32		dims;
 	bool		has_ttl;
 	Interval	default_ttl;
@@ -299,5 +300,28 @@ extern void swarm_quota_forget_all(void);
 extern void swarm_quota_end_of_transaction(void);
 extern Size swarm_quota_hash_size(void);
 extern void swarm_quota_attach(void);
+
+/* ------------------------------------------------------------------------
+ * Origins (memory_origin.c)
+ * ------------------------------------------------------------------------ */
+
+#define SWARM_FILL_BATCH	16	/* keys a job fetches */
+
+extern void swarm_origin_init(void);
+
+/*
+ * A key was not there: have it filled from the origin, if the namespace has
+ * one and nobody has asked.  Raises no error, writes nothing, does not wait.
+ */
+extern void swarm_origin_ask(const SwarmSpace *space, const text *key);
+
+/*
+ * The job that fills takes the key, unless another one has it; and gives it
+ * back.  What was not stored is not asked for again for a while.
+ */
+extern bool swarm_origin_fill_begin(int32 space, const text *key);
+extern void swarm_origin_fill_end(int32 space, const text *key, bool stored);
+
+extern void swarm_origin_stats(uint64 *asks, uint64 *fills, uint64 *absent);
 
 #endif							/* SWARM_MEMORY_MEMORY_INT_H */
