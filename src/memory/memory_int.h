@@ -51,7 +51,8 @@ typedef struct SwarmSpace
 	int32		id;
 	bool		logged;
 	bool		cached;
-	bool		embed;
+	bool		embed;			/* keeps embeddings */
+	bool		recall;			/* those, or words: has a partition of _recall */
 	bool		origin;			/* it has one */
 	int32		dims;
 	bool		has_ttl;
@@ -162,7 +163,7 @@ typedef struct SwarmMemoryStore
 extern int64 swarm_memory_store_entry(const SwarmSpace *space, Oid owner,
 									  const SwarmMemoryStore *what);
 
-/* Write what an entry of a namespace with embed is found by. */
+/* Write what an entry of a namespace with recall is found by. */
 extern void swarm_memory_recall(const SwarmSpace *space, text *key, Datum value,
 								Datum embedding);
 extern void swarm_memory_forget(const SwarmSpace *space, Datum key);
@@ -192,6 +193,7 @@ typedef struct SwarmCacheGuard
 typedef struct SwarmMemoryShared
 {
 	int			tranche;		/* of the cache's partitions */
+	TimestampTz started;		/* of this shared memory */
 	SwarmCacheGuard all;		/* the same for everything */
 	ConditionVariable waiters[WAITERS];
 
@@ -213,6 +215,7 @@ extern SwarmMemoryShared *swarm_memory_shared;
 extern LWLock *swarm_memory_lock;	/* quotas; databases */
 extern HTAB *swarm_memory_quotas;
 extern int	swarm_cache_size_kb;
+extern int	swarm_cache_ttl_s;
 extern int	swarm_sweep_interval_ms;
 
 extern void swarm_memory_shmem_init(void);

@@ -567,7 +567,7 @@ swarm_memory_increment(PG_FUNCTION_ARGS)
 	old = MemoryContextSwitchTo(context);
 	result = datumCopy(result, false, -1);
 	MemoryContextSwitchTo(old);
-	if (space.embed)
+	if (space.recall)
 		swarm_memory_recall(&space, key, swarm_spi_column(0, 2, &isnull), (Datum) 0);
 	swarm_spi_end(&spi);
 	PG_RETURN_DATUM(result);

@@ -340,7 +340,7 @@ swarm_memory_store_entry(const SwarmSpace *space, Oid owner, const SwarmMemorySt
 						 values, nulls) > 0)
 	{
 		version = swarm_spi_int64(0, 1);
-		if (space->embed)
+		if (space->recall)
 			swarm_memory_recall(space, what->key, what->value, what->embedding);
 	}
 	swarm_spi_end(&spi);
@@ -363,7 +363,7 @@ swarm_memory_recall(const SwarmSpace *space, text *key, Datum value, Datum embed
 		Oid			types[] = {INT4OID, TEXTOID, JSONBOID, FLOAT4ARRAYOID, INT4OID};
 
 		p->write = keep_plan(psprintf("INSERT INTO swarm._recall_%d AS r (namespace, key, embedding, words) "
-									  "SELECT $1, $2, coalesce($4, swarm.embed(t, $5)), swarm._memory_words(t) "
+									  "SELECT $1, $2, coalesce($4, CASE WHEN $5 > 0 THEN swarm.embed(t, $5) END), swarm._memory_words(t) "
 									  "FROM swarm._memory_text($2, $3) t "
 									  "ON CONFLICT (key) DO UPDATE SET embedding = EXCLUDED.embedding, words = EXCLUDED.words "
 									  "WHERE r.embedding IS DISTINCT FROM EXCLUDED.embedding "
@@ -376,7 +376,7 @@ swarm_memory_recall(const SwarmSpace *space, text *key, Datum value, Datum embed
 	values[2] = value;
 	values[3] = embedding;
 	nulls[3] = embedding != (Datum) 0 ? ' ' : 'n';
-	values[4] = Int32GetDatum(space->dims);
+	values[4] = Int32GetDatum(space->embed ? space->dims : 0);
 	run_plan(p->write, values, nulls);
 }
 
