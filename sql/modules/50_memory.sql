@@ -812,9 +812,9 @@ SET search_path = pg_catalog, pg_temp SET qhnsw.iterative_scan = relaxed SET qhn
 #variable_conflict use_variable
 DECLARE
     space int := swarm._namespace_check(caller, namespace, 'read');
-    entries text := swarm._memory_table(space);
+    entries text;
     n swarm._namespace;
-    words tsquery := swarm._memory_query(query);
+    words tsquery;
     by_text boolean;
     by_meaning boolean;
     depth int;
@@ -832,7 +832,18 @@ BEGIN
     IF query IS NULL AND (embedding IS NULL OR mode <> 'semantic') THEN
         RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed', MESSAGE = 'query must not be null';
     END IF;
-    SELECT * INTO n FROM swarm._namespace_all a WHERE a.id = space;
+    SELECT * INTO n FROM swarm._namespace t WHERE t.id = space;
+    IF NOT FOUND THEN
+        SELECT * INTO n FROM swarm._namespace_all a WHERE a.id = space;
+    END IF;
+    IF n.durability = 'logged' THEN
+        entries := 'swarm._memory';
+    ELSIF NOT pg_is_in_recovery() THEN
+        entries := 'swarm._memory_unlogged';
+    END IF;
+    IF query IS NOT NULL AND (mode <> 'semantic' OR embedding IS NULL) THEN
+        words := swarm._memory_query(query);
+    END IF;
     IF mode = 'semantic' AND NOT n.embed THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('namespace "%s" keeps no embeddings', namespace),
@@ -871,11 +882,22 @@ BEGIN
     ELSE
         meaning_list := 'SELECT NULL::text AS key, 0::float8 AS distance WHERE false';
     END IF;
+    IF mode = 'semantic' THEN
+        -- the list alone: a simple query is planned sooner
+        RETURN QUERY EXECUTE format(
+            'SELECT %L::text, f.* FROM (
+                 SELECT r.key::text, m.value, 1 - (r.embedding OPERATOR(@extschema@.<=>) $4),
+                        r.embedding OPERATOR(@extschema@.<=>) $4 AS distance, m.version, m.tags, m.expires_at, m.updated_at
+                 FROM swarm._recall_%s r JOIN %s m ON m.key = r.key
+                 WHERE %s ORDER BY r.embedding OPERATOR(@extschema@.<=>) $4 LIMIT $5) f
+             ORDER BY f.distance, f.key COLLATE "C"', namespace, space, entries, visible)
+        USING space, filter, words, embedding, lim;
+        RETURN;
+    END IF;
     RETURN QUERY EXECUTE format(
         'WITH t AS MATERIALIZED (SELECT key, rank, row_number() OVER (ORDER BY rank DESC, key COLLATE "C") AS place FROM (%s) l),
               s AS MATERIALIZED (SELECT key, distance, row_number() OVER (ORDER BY distance, key COLLATE "C") AS place FROM (%s) l),
               f AS (SELECT key, CASE %L WHEN ''text'' THEN t.rank
-                                        WHEN ''semantic'' THEN 1 - s.distance
                                         ELSE coalesce(1.0 / (60 + t.place), 0) + coalesce(1.0 / (60 + s.place), 0) END::float8 AS score,
                            s.distance
                     FROM t FULL JOIN s USING (key))
