@@ -501,6 +501,7 @@ store_answer(FillKey *k)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER), errmsg("the answer is no text")));
 	text = pg_any_to_server(request->answer, request->answer_length, PG_UTF8);
+
 	if (!json)
 	{
 		StringInfoData quoted;
@@ -575,7 +576,7 @@ swarm_http_validator(PG_FUNCTION_ARGS)
 		DefElem    *def = lfirst(lc);
 		const char *value = defGetString(def);
 		bool		of_server = strcmp(def->defname, "endpoint") == 0 ||
-			strcmp(def->defname, "ca_file") == 0 || strcmp(def->defname, "allowed_prefix") == 0;
+		strcmp(def->defname, "ca_file") == 0 || strcmp(def->defname, "allowed_prefix") == 0;
 
 		if (!(of_server && catalog == ForeignServerRelationId) &&
 			!(strcmp(def->defname, "authorization") == 0 && catalog == UserMappingRelationId))

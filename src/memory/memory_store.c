@@ -103,7 +103,11 @@ static const struct
 	[STATEMENT_COUNT] = {
 		"SELECT count(*), coalesce(sum(size), 0)::bigint FROM %s WHERE namespace = $1",
 	1, {INT4OID}},
-	/* what has expired has a sweep_at, a minute later at most, and an index on it */
+
+	/*
+	 * what has expired has a sweep_at, a minute later at most, and an index
+	 * on it
+	 */
 	[STATEMENT_COUNT_EXPIRED] = {
 		"SELECT count(*), coalesce(sum(size), 0)::bigint FROM %s AS m WHERE namespace = $1 "
 		"AND NOT " LIVE " AND sweep_at <= swarm._now() + interval '1 min'",
