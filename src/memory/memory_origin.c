@@ -170,8 +170,8 @@ find(int32 space, const text *key, uint32 hash)
 
 		if (ask->state != ASK_FREE && ask->hash == hash && ask->database == MyDatabaseId &&
 			ask->space == space && ask->length == VARSIZE_ANY_EXHDR(key) &&
-			memcmp(ask->key, VARDATA_ANY(key), ask->length) == 0)
-			return ask->until > now ? ask : NULL;
+			memcmp(ask->key, VARDATA_ANY(key), ask->length) == 0 && ask->until > now)
+			return ask;
 	}
 	return NULL;
 }
