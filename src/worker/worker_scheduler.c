@@ -62,6 +62,7 @@ static void step_suspects(SwarmShard *s);
 static void forget_suspects(void);
 static void step_history(SwarmShard *s);
 static void step_memory(SwarmShard *s);
+static void step_origins(SwarmShard *s);
 static void start_runners(void);
 static int	runners_wanted(void);
 static bool start_runner(bool critical_only);
@@ -257,6 +258,8 @@ turn(void)
 		step("history", step_history);
 	if (swarm_memory_sweep_due() <= swarm_now())
 		step("memory", step_memory);
+	if (swarm_memory_origins_asked())
+		step("origins", step_origins);
 	/* what a failed step had taken up is to be looked for everywhere */
 	if (config)
 		step("settings", step_config);
@@ -405,6 +408,12 @@ static void
 step_memory(SwarmShard *s)
 {
 	swarm_memory_sweep_step();
+}
+
+static void
+step_origins(SwarmShard *s)
+{
+	swarm_memory_origins_step();
 }
 
 /* ------------------------------------------------------------------------
