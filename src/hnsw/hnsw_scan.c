@@ -61,6 +61,7 @@ typedef enum ScanPhase
 	PHASE_GRAPH,
 	PHASE_FLAT,
 	PHASE_ODD,
+	PHASE_NULLS,
 	PHASE_END
 } ScanPhase;
 
@@ -106,6 +107,12 @@ typedef struct HnswScan
 	SwarmCandidates odd;		/* zero vectors, then nulls */
 	int			odd_next;
 
+	/* nulls that the index may not have: these are read from the table */
+	bool		nulls_left_out;
+	ItemPointerData *nulls;		/* NULL: not read yet */
+	int64		null_count;
+	int64		null_next;
+
 	/* rerank by rows */
 	const float *exact_query;
 	int			exact_dims;
@@ -131,6 +138,7 @@ static SwarmNodeId read_list(HnswScan *scan, Relation rel, SwarmNodeId id,
 							 SwarmIdSet *seen);
 static void read_flat(IndexScanDesc desc);
 static bool next_candidate(IndexScanDesc desc, SwarmCandidate *c);
+static bool next_null(IndexScanDesc desc);
 static void refine(IndexScanDesc desc, SwarmCandidate *batch, int n);
 static void refine_by_code(HnswScan *scan, Relation rel, SwarmCandidate *c);
 static bool refine_by_row(IndexScanDesc desc, SwarmCandidate *c);
@@ -171,7 +179,7 @@ unpin(void *arg)
 	HnswScan   *scan = arg;
 
 	if (scan->index != NULL)
-		scan->index->pins--;
+		swarm_hnsw_unpin(scan->index);
 	scan->index = NULL;
 	if (current_scan == scan)
 		current_scan = NULL;
@@ -320,7 +328,10 @@ swarm_hnsw_get_tuple(IndexScanDesc desc, ScanDirection direction)
 			continue;
 		}
 		if (!next_candidate(desc, &c))
+		{
+			found = next_null(desc);
 			break;
+		}
 		SWARM_FAULT("hnsw.scan.next");
 		if (!swarm_idset_add(&scan->returned, c.id))
 			continue;
@@ -382,6 +393,9 @@ start(IndexScanDesc desc)
 	scan->heap_blocks = 0;
 	scan->rows = NULL;
 	scan->by_row = scan->unlinked = scan->astray = false;
+	scan->nulls_left_out = index->meta.nulls_left_out;
+	scan->nulls = NULL;
+	scan->null_count = scan->null_next = 0;
 	scan->left = swarm_hnsw_max_scan_tuples();
 	scan->iterative = swarm_hnsw_iterative();
 	scan->ef = swarm_hnsw_ef_search(rel);
@@ -389,7 +403,7 @@ start(IndexScanDesc desc)
 	scan->any_order = false;
 	if (index->meta.dims == 0)
 	{
-		scan->phase = PHASE_END;
+		scan->phase = PHASE_NULLS;
 		return;
 	}
 	set_query(desc, scan);
@@ -508,7 +522,7 @@ more(IndexScanDesc desc)
 			case PHASE_ODD:
 				if (scan->odd_next == scan->odd.count)
 				{
-					scan->phase = PHASE_END;
+					scan->phase = PHASE_NULLS;
 					break;
 				}
 				swarm_hnsw_push_min(&scan->waiting,
@@ -516,6 +530,7 @@ more(IndexScanDesc desc)
 				return true;
 
 			case PHASE_START:
+			case PHASE_NULLS:
 			case PHASE_END:
 				return false;
 		}
@@ -652,8 +667,10 @@ read_flat(IndexScanDesc desc)
 					.state = SWARM_NODE_ODD, .distance = INFINITY
 				};
 
-				swarm_hnsw_append(node->flags & SWARM_NODE_NULL ?
-								  &nulls : &scan->odd, c);
+				if (!(node->flags & SWARM_NODE_NULL))
+					swarm_hnsw_append(&scan->odd, c);
+				else if (!scan->nulls_left_out)
+					swarm_hnsw_append(&nulls, c);
 			}
 			else if ((1u << (node->state & 31)) & states)
 				ids[count++] = start + i;
@@ -722,7 +739,7 @@ next_candidate(IndexScanDesc desc, SwarmCandidate *c)
 		int			n = 0;
 
 		if (scan->rerank == SWARM_RERANK_OFF || scan->any_order ||
-			scan->phase == PHASE_ODD)
+			scan->phase >= PHASE_ODD)
 		{
 			if (scan->ready.count == 0 && scan->waiting.count == 0 &&
 				!more(desc))
@@ -747,6 +764,25 @@ next_candidate(IndexScanDesc desc, SwarmCandidate *c)
 		else if (!more(desc))
 			return false;
 	}
+}
+
+/*
+ * next_null: the next row whose value is null, of an index that does not have
+ * all of them; see hnsw_nulls.c.
+ */
+static bool
+next_null(IndexScanDesc desc)
+{
+	HnswScan   *scan = desc->opaque;
+
+	if (scan->phase != PHASE_NULLS || !scan->nulls_left_out)
+		return false;
+	if (scan->nulls == NULL)
+		scan->null_count = swarm_hnsw_find_nulls(desc, &scan->nulls);
+	if (scan->null_next == scan->null_count)
+		return false;
+	desc->xs_heaptid = scan->nulls[scan->null_next++];
+	return true;
 }
 
 /*
