@@ -644,9 +644,11 @@ COMMENT ON FUNCTION swarm.memory_clear IS 'remove the entries whose key begins w
 
 -- One batch of one table: remove what has expired, look later at what lives
 -- longer than it was to. Returns rows removed and rows looked at. Both
--- statements find their rows by the index on sweep_at.
+-- statements find their rows by the index on sweep_at, in its order also before
+-- there are statistics: the planner would sort all that is due for each batch.
 CREATE FUNCTION swarm._memory_sweep_table(entries text, now timestamptz, lim int, OUT removed bigint, OUT seen bigint)
-LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+SET enable_sort = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_variable
 DECLARE
     s swarm._memory_swept;
