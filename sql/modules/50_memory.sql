@@ -250,16 +250,19 @@ BEGIN
     END IF;
 END $$;
 
--- Make the partition that a namespace is searched by; dims NULL: words only.
-CREATE FUNCTION swarm._recall_create(id int, dims int) RETURNS void
+-- Make the partition that a namespace is searched by.
+CREATE FUNCTION swarm._recall_create(id int) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     EXECUTE format('CREATE TABLE swarm._recall_%s PARTITION OF swarm._recall FOR VALUES IN (%s)', id, id);
     EXECUTE format('CREATE UNIQUE INDEX ON swarm._recall_%s (key)', id);
     EXECUTE format('CREATE INDEX ON swarm._recall_%s USING gin (words)', id);
-    IF dims IS NULL THEN
-        RETURN;
-    END IF;
+END $$;
+
+-- Its index of embeddings; made after they are where there are some.
+CREATE FUNCTION swarm._recall_index(id int, dims int) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
     EXECUTE format('CREATE INDEX ON swarm._recall_%s USING qhnsw (embedding @extschema@.real_cosine_ops) WITH (dims = %s)', id, dims);
 END $$;
 
@@ -291,7 +294,8 @@ BEGIN
     n.id := nextval('swarm._namespace_id_seq');
     INSERT INTO swarm._namespace SELECT n.*;
     IF embed THEN
-        PERFORM swarm._recall_create(n.id, dims);
+        PERFORM swarm._recall_create(n.id);
+        PERFORM swarm._recall_index(n.id, dims);
     END IF;
 END $$;
 
@@ -380,8 +384,11 @@ BEGIN
             EXECUTE format('DROP TABLE swarm._recall_%s', space);
         END IF;
         IF n.embed OR n.words THEN
-            PERFORM swarm._recall_create(space, CASE WHEN n.embed THEN n.dims END);
+            PERFORM swarm._recall_create(space);
             PERFORM swarm._memory_reembed(caller, name);
+            IF n.embed THEN
+                PERFORM swarm._recall_index(space, n.dims);
+            END IF;
         END IF;
     END IF;
 END $$;
