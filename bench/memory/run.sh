@@ -23,8 +23,8 @@ cpu() {
 	local pid total=0
 	for pid in "$BENCH_PM" $(cat "/proc/$BENCH_PM/task/$BENCH_PM/children"); do
 		read -r -a stat <"/proc/$pid/stat" 2>/dev/null || continue
-		total=$((total + ${stat[13]} + ${stat[14]}))
-		[ "$pid" != "$BENCH_PM" ] || total=$((total + ${stat[15]} + ${stat[16]}))
+		total=$((total + stat[13] + stat[14]))
+		[ "$pid" != "$BENCH_PM" ] || total=$((total + stat[15] + stat[16]))
 	done
 	echo "$total"
 }
@@ -64,9 +64,9 @@ part_ops() {
 		redis_pid=$!
 		until redis-cli -s "$work/redis.sock" ping >/dev/null 2>&1; do sleep 0.1; done
 	fi
-	local round clients upsert='ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value, expires_at = EXCLUDED.expires_at'
+	local clients upsert='ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value, expires_at = EXCLUDED.expires_at'
 	local value="to_jsonb(repeat('y', 200))" n=$((secs * 20000))
-	for round in $(seq "$rounds"); do
+	for _ in $(seq "$rounds"); do
 		for clients in 1 16; do
 			bench 'SELECT 1' $clients 'SELECT 1;'
 			bench 'get: cache hit' $clients "\\set k random(1, 1000)
@@ -171,9 +171,9 @@ part_sweep() {
 		local elapsed jiffies vacuum
 		elapsed=$(echo "$(date +%s.%N) - $started" | bc)
 		jiffies=$((after[13] + after[14] - before[13] - before[14]))
-		before=$(cpu)
+		vacuum=$(cpu)
 		sql -c 'VACUUM swarm._memory'
-		vacuum=$(($(cpu) - before))
+		vacuum=$(($(cpu) - vacuum))
 		python3 -c "
 s, v, n = $jiffies / 100, $vacuum / 100, $half
 print(f'hour $cycle: {n} swept in {float($elapsed):.0f} s, {s:.1f} s of CPU ({s / n * 1e6:.1f} µs an entry): {s / 36:.2f} % of a core over the hour, with VACUUM {(s + v) / 36:.2f} %; for 5 million an hour {s / n * 5e6 / 36:.2f} %, with VACUUM {(s + v) / n * 5e6 / 36:.2f} %')"

@@ -250,16 +250,19 @@ BEGIN
     END IF;
 END $$;
 
--- Make the partition that a namespace is searched by; dims NULL: words only.
-CREATE FUNCTION swarm._recall_create(id int, dims int) RETURNS void
+-- Make the partition that a namespace is searched by.
+CREATE FUNCTION swarm._recall_create(id int) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     EXECUTE format('CREATE TABLE swarm._recall_%s PARTITION OF swarm._recall FOR VALUES IN (%s)', id, id);
     EXECUTE format('CREATE UNIQUE INDEX ON swarm._recall_%s (key)', id);
     EXECUTE format('CREATE INDEX ON swarm._recall_%s USING gin (words)', id);
-    IF dims IS NULL THEN
-        RETURN;
-    END IF;
+END $$;
+
+-- Its index of embeddings; made after they are where there are some.
+CREATE FUNCTION swarm._recall_index(id int, dims int) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
     EXECUTE format('CREATE INDEX ON swarm._recall_%s USING qhnsw (embedding @extschema@.real_cosine_ops) WITH (dims = %s)', id, dims);
 END $$;
 
@@ -291,7 +294,8 @@ BEGIN
     n.id := nextval('swarm._namespace_id_seq');
     INSERT INTO swarm._namespace SELECT n.*;
     IF embed THEN
-        PERFORM swarm._recall_create(n.id, dims);
+        PERFORM swarm._recall_create(n.id);
+        PERFORM swarm._recall_index(n.id, dims);
     END IF;
 END $$;
 
@@ -380,8 +384,11 @@ BEGIN
             EXECUTE format('DROP TABLE swarm._recall_%s', space);
         END IF;
         IF n.embed OR n.words THEN
-            PERFORM swarm._recall_create(space, CASE WHEN n.embed THEN n.dims END);
+            PERFORM swarm._recall_create(space);
             PERFORM swarm._memory_reembed(caller, name);
+            IF n.embed THEN
+                PERFORM swarm._recall_index(space, n.dims);
+            END IF;
         END IF;
     END IF;
 END $$;
@@ -644,9 +651,11 @@ COMMENT ON FUNCTION swarm.memory_clear IS 'remove the entries whose key begins w
 
 -- One batch of one table: remove what has expired, look later at what lives
 -- longer than it was to. Returns rows removed and rows looked at. Both
--- statements find their rows by the index on sweep_at.
+-- statements find their rows by the index on sweep_at, in its order also before
+-- there are statistics: the planner would sort all that is due for each batch.
 CREATE FUNCTION swarm._memory_sweep_table(entries text, now timestamptz, lim int, OUT removed bigint, OUT seen bigint)
-LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+SET enable_sort = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_variable
 DECLARE
     s swarm._memory_swept;

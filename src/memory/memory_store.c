@@ -152,9 +152,12 @@ swarm_memory_run(SwarmMemoryStatement statement, bool logged, Datum *values,
 uint64
 swarm_memory_run_now(SwarmMemoryStatement statement, bool logged, Datum *values)
 {
-	int			rc = SPI_execute_snapshot(plan_of(statement, logged), values, NULL,
-										  GetLatestSnapshot(), InvalidSnapshot, true, false, 0);
+	int			rc;
 
+	/* a trigger's caller has not made its own rows visible yet */
+	CommandCounterIncrement();
+	rc = SPI_execute_snapshot(plan_of(statement, logged), values, NULL,
+							  GetLatestSnapshot(), InvalidSnapshot, true, false, 0);
 	if (rc < 0)
 		elog(ERROR, "statement failed: %s", SPI_result_code_string(rc));
 	return SPI_processed;
