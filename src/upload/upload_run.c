@@ -497,7 +497,13 @@ answered(SwarmNetRequest *request)
 			else
 			{
 				if (gone)
+				{
+					/* parts on pages that came are gone as well */
 					file->upload_id = NULL;
+					file->etags = NULL;
+					file->parts_done = 0;
+					file->bytes_done = 0;
+				}
 				event(file, gone ? FILE_EVENT_GONE : FILE_EVENT_FAIL);
 			}
 			break;

@@ -108,6 +108,19 @@ $node->start;
 is(status($b)->{status}, 200, '... after a crash');
 is(scalar(grep { /^PUT .*partNumber=[1-5]\D.* 200/ } s3_log($paged)), 5, '... they are not sent again');
 cmp_ok(scalar(grep { /^GET .*part-number-marker/ } s3_log($paged)), '>=', 2, '... three pages were read');
+
+# It is gone while it is listed: all is sent again, in a new one.
+s3_clear($paged);
+s3_rules($paged, { match => '^PUT .*partNumber=6\D', wait => 1 });
+$b = sql("SELECT swarm.s3_upload('paged', 'docs', ARRAY[swarm.s3_file('long', swarm.from_file('$file'))])");
+ok(wait_log($paged, 'partNumber=6\D.*WAIT'), 'the last of six parts is being sent');
+poll_ok($node, "SELECT bytes_sent >= 25 * 1024 * 1024 FROM swarm.s3_files WHERE batch = $b", '... the others are there');
+$node->stop('immediate');
+s3_rules($paged, { match => '^GET .*part-number-marker=4', status => 404, code => 'NoSuchUpload' });
+go($paged);
+$node->start;
+is(status($b)->{status}, 200, '... and lost after a crash');
+is(length(s3_objects($paged)->{'docs/long'}), 30 * 1024 * 1024, '... the object is whole');
 s3_stop($paged);
 
 # How the caller waits
