@@ -117,8 +117,13 @@ refine_by_row(IndexScanDesc desc, SwarmCandidate *c)
 	{
 		scan->fetch = table_index_fetch_begin(desc->heapRelation);
 		scan->slot = table_slot_create(desc->heapRelation, NULL);
-		scan->info = BuildIndexInfo(desc->indexRelation);
-		scan->estate = CreateExecutorState();
+		/* A column needs no executor. */
+		scan->attribute = desc->indexRelation->rd_index->indkey.values[0];
+		if (scan->attribute == InvalidAttrNumber)
+		{
+			scan->info = BuildIndexInfo(desc->indexRelation);
+			scan->estate = CreateExecutorState();
+		}
 	}
 	scan->search->fetched++;
 	swarm_hnsw_check_row(desc->indexRelation, desc->heapRelation, &tid,
@@ -126,6 +131,11 @@ refine_by_row(IndexScanDesc desc, SwarmCandidate *c)
 	if (!table_index_fetch_tuple(scan->fetch, &tid, desc->xs_snapshot,
 								 scan->slot, &again, NULL))
 		visible = false;
+	else if (scan->attribute != InvalidAttrNumber)
+	{
+		values[0] = slot_getattr(scan->slot, scan->attribute, &isnull[0]);
+		visible = !isnull[0];
+	}
 	else
 	{
 		GetPerTupleExprContext(scan->estate)->ecxt_scantuple = scan->slot;
@@ -142,7 +152,8 @@ refine_by_row(IndexScanDesc desc, SwarmCandidate *c)
 			pfree(tofree);
 	}
 	ExecClearTuple(scan->slot);
-	ResetPerTupleExprContext(scan->estate);
+	if (scan->estate != NULL)
+		ResetPerTupleExprContext(scan->estate);
 	/* Of an invisible row with twins these are still to be returned. */
 	return visible || twin != SWARM_NODE_NONE;
 }

@@ -72,6 +72,7 @@ typedef struct SwarmScan
 	int			exact_dims;
 	IndexFetchTableData *fetch;
 	TupleTableSlot *slot;
+	AttrNumber	attribute;		/* of the table; 0: an expression, by these */
 	IndexInfo  *info;
 	EState	   *estate;
 
