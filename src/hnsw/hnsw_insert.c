@@ -25,12 +25,12 @@
 #define FOLD_LOCK		0
 
 /*
- * An insert that finds the pending list too long links so many rows; when
- * others add faster than that, it waits for its turn from a list this many
- * times too long on.
+ * An insert that finds the pending list too long links so many rows, unless
+ * somebody else folds; all of it when it is this many times too long, because
+ * others add faster than that.  It never waits for a fold.
  */
 #define FOLD_AT_ONCE	16
-#define FOLD_WAIT		2
+#define FOLD_ALL		2
 
 /* A fold of more than this part of the nodes makes sure that all are found. */
 #define CONNECT_SHARE	256
@@ -66,7 +66,8 @@ swarm_hnsw_insert(Relation rel, Datum *values, bool *isnull, ItemPointer tid,
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(context);
 	if (over > 0)
-		swarm_hnsw_fold_some(rel, over >= FOLD_WAIT, FOLD_AT_ONCE);
+		swarm_hnsw_fold_some(rel, false,
+							 over >= FOLD_ALL ? PG_INT64_MAX : FOLD_AT_ONCE);
 	return false;
 }
 
