@@ -361,7 +361,8 @@ DECLARE
 BEGIN
     IF value IS NULL OR misfit IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('invalid %s: %s', CASE what WHEN 'type' THEN 'type of agents' ELSE what END, coalesce(misfit, '$ is null')),
+            MESSAGE = format('invalid %s: %s', CASE what WHEN 'type' THEN 'type of agents' ELSE what END,
+                             CASE WHEN value IS NULL THEN '$ is null' ELSE misfit END),
             HINT = format('swarm.agent_schema(%L) has the rules.', what);
     END IF;
 END $$;
@@ -649,6 +650,7 @@ END $$;
 
 CREATE FUNCTION swarm._task_submit(caller oid, task jsonb, parent bigint = NULL) RETURNS bigint
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
 DECLARE
     t swarm._agent_task;
     a swarm._agent;
@@ -925,7 +927,8 @@ BEGIN
     payload := t.payload;
     agent := ROW(a.id, a.name, a.type, s.capabilities, a.priority, a.metadata, y.spec, t.id, t.attempts + 1)::swarm.agent;
     timeout_us := coalesce(extract(epoch FROM least(t.timeout, (y.spec->'budget'->>'max_task_time')::interval,
-                                                    greatest(t.deadline - swarm._now(), '1 ms'))) * 1000000, 0);
+                                                    CASE WHEN t.deadline IS NOT NULL THEN greatest(t.deadline - swarm._now(), '1 ms') END))
+                           * 1000000, 0);
     read_only := coalesce(y.spec->>'permission_mode' = 'plan', false);
 END $$;
 
@@ -1223,7 +1226,7 @@ BEGIN
 
     -- those that run become rows; rolled back, there is nothing
     batch_id := nextval('swarm._spawn_batch_id_seq');
-    FOR i IN 1 .. n LOOP
+    FOR i IN SELECT k FROM generate_series(1, n) k ORDER BY layers[k], k LOOP
         CONTINUE WHEN errors[i] IS NOT NULL;
         e := agents->(i - 1);
         SELECT * INTO y FROM swarm._agent_type t WHERE t.name = types[i];

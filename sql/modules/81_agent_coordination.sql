@@ -272,7 +272,8 @@ END $$;
 
 CREATE VIEW swarm.circuit_breakers AS
 SELECT p.target, coalesce(b.state, 'closed') AS state, coalesce(b.failures, 0) AS failures, p.threshold, p.cooldown, b.opened_at,
-       coalesce(b.opened, 0) AS opened, b.last_error, p.first_wait, p.factor, p.max_wait, p.fallback
+       coalesce(b.opened, 0) AS opened,
+       CASE WHEN pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE') THEN b.last_error END AS last_error, p.first_wait, p.factor, p.max_wait, p.fallback
 FROM swarm._retry_policy p LEFT JOIN swarm._circuit_breaker b ON b.target = p.target;
 COMMENT ON VIEW swarm.circuit_breakers IS 'retry policies with the state of their circuit breakers';
 
@@ -358,7 +359,7 @@ CREATE FUNCTION swarm._topology_create(caller oid, name text, kind text, agents 
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    topology int;
+    new_id int;
     a bigint;
 BEGIN
     IF name IS NULL OR kind IS NULL OR kind NOT IN ('mesh', 'hierarchical', 'ring', 'star') THEN
@@ -371,11 +372,11 @@ BEGIN
         PERFORM swarm._agent_get(caller, a);
     END LOOP;
     INSERT INTO swarm._topology (name, owner, kind) VALUES (_topology_create.name, caller, _topology_create.kind)
-    ON CONFLICT (owner, name) DO UPDATE SET kind = EXCLUDED.kind RETURNING id INTO topology;
-    DELETE FROM swarm._topology_member m WHERE m.topology = _topology_create.topology;
+    ON CONFLICT (owner, name) DO UPDATE SET kind = EXCLUDED.kind RETURNING id INTO new_id;
+    DELETE FROM swarm._topology_member m WHERE m.topology = new_id;
     INSERT INTO swarm._topology_member (topology, place, agent)
-    SELECT topology, min(o), u FROM unnest(agents) WITH ORDINALITY x(u, o) GROUP BY u;
-    RETURN topology;
+    SELECT new_id, min(o), u FROM unnest(agents) WITH ORDINALITY x(u, o) GROUP BY u;
+    RETURN new_id;
 END $$;
 
 -- swarm.topology_create(name, kind, agents): who may message whom; the first
@@ -823,3 +824,112 @@ END $$;
 CREATE FUNCTION swarm.agent_progress(agent_id bigint, fraction float8, message text = NULL) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_agent_progress';
 COMMENT ON FUNCTION swarm.agent_progress IS 'for a handler: show how far the task is, and do what its protocol wants during it';
+
+-- ---------------------------------------------------------------------
+-- What comes with the extension: six types of agents, three protocols
+-- ---------------------------------------------------------------------
+
+-- The work of the sample types, over memory and the tables of this extension,
+-- with the rights of the agent's role. task: {"do": ..., ...}.
+
+-- query_specialist: {"namespace", "query", "lim"}: search in memory.
+CREATE FUNCTION swarm.sample_search(task jsonb, agent swarm.agent) RETURNS jsonb
+LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+SELECT jsonb_build_object('matches', coalesce(jsonb_agg(to_jsonb(m)), '[]'))
+FROM swarm.memory_search(task->>'namespace', task->>'query', coalesce((task->>'lim')::int, 10)) m
+$$;
+COMMENT ON FUNCTION swarm.sample_search IS 'handler of the sample type query_specialist: search in a memory namespace';
+
+-- memory_coordinator: {"namespace", "entries": {key: value}}: store; or
+-- {"namespace", "keys": []}: read.
+CREATE FUNCTION swarm.sample_memory(task jsonb, agent swarm.agent) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    k text;
+    v jsonb;
+    n int := 0;
+BEGIN
+    IF task ? 'keys' THEN
+        RETURN (SELECT coalesce(jsonb_object_agg(x, swarm.memory_get(task->>'namespace', x)), '{}') FROM jsonb_array_elements_text(task->'keys') x);
+    END IF;
+    FOR k, v IN SELECT * FROM jsonb_each(task->'entries') LOOP
+        PERFORM swarm.memory_store(task->>'namespace', k, v);
+        n := n + 1;
+    END LOOP;
+    RETURN jsonb_build_object('stored', n);
+END $$;
+COMMENT ON FUNCTION swarm.sample_memory IS 'handler of the sample type memory_coordinator: store or read entries';
+
+-- pattern_discovery: {"documents": [text]}: the words that most documents have.
+CREATE FUNCTION swarm.sample_patterns(task jsonb, agent swarm.agent) RETURNS jsonb
+LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+SELECT jsonb_build_object('documents', jsonb_array_length(task->'documents'), 'patterns',
+    coalesce((SELECT jsonb_agg(jsonb_build_object('word', w, 'documents', n) ORDER BY n DESC, w)
+              FROM (SELECT w, count(DISTINCT i) AS n
+                    FROM jsonb_array_elements_text(task->'documents') WITH ORDINALITY d(body, i), unnest(tsvector_to_array(to_tsvector('english', body))) w
+                    GROUP BY w HAVING count(DISTINCT i) > 1 ORDER BY 2 DESC, 1 LIMIT 20) x), '[]'))
+$$;
+COMMENT ON FUNCTION swarm.sample_patterns IS 'handler of the sample type pattern_discovery: words that documents share';
+
+-- decision_tracker: {"decision", "options": {name: {criterion: score}},
+-- "weights": {criterion: weight}}: the option with the highest weighted sum.
+CREATE FUNCTION swarm.sample_decide(task jsonb, agent swarm.agent) RETURNS jsonb
+LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+SELECT jsonb_build_object('decision', task->'decision', 'chosen', (array_agg(name ORDER BY total DESC, name))[1],
+    'scores', jsonb_object_agg(name, total))
+FROM (SELECT o.key AS name, sum((c.value)::numeric * coalesce((task->'weights'->>c.key)::numeric, 1)) AS total
+      FROM jsonb_each(task->'options') o, jsonb_each(o.value) c GROUP BY o.key) x
+$$;
+COMMENT ON FUNCTION swarm.sample_decide IS 'handler of the sample type decision_tracker: weigh options';
+
+-- synchronization: {"from", "to", "prefix"}: copy entries between namespaces.
+CREATE FUNCTION swarm.sample_synchronize(task jsonb, agent swarm.agent) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    e record;
+    n int := 0;
+BEGIN
+    FOR e IN SELECT l.key, swarm.memory_get(task->>'from', l.key) AS value
+             FROM swarm.memory_list(task->>'from', coalesce(task->>'prefix', ''), 10000) l LOOP
+        IF swarm.memory_get(task->>'to', e.key) IS DISTINCT FROM e.value THEN
+            PERFORM swarm.memory_store(task->>'to', e.key, e.value);
+            n := n + 1;
+        END IF;
+    END LOOP;
+    RETURN jsonb_build_object('copied', n);
+END $$;
+COMMENT ON FUNCTION swarm.sample_synchronize IS 'handler of the sample type synchronization: copy what differs between namespaces';
+
+-- analytics: {}: figures of the agents that the role may see.
+CREATE FUNCTION swarm.sample_analytics(task jsonb, agent swarm.agent) RETURNS jsonb
+LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+SELECT coalesce(jsonb_object_agg(type, jsonb_build_object('agents', n, 'done', done, 'failed', failed)), '{}')
+FROM (SELECT s.type, count(*) AS n, sum(s.done) AS done, sum(s.failed) AS failed FROM swarm.agent_stat s GROUP BY s.type) x
+$$;
+COMMENT ON FUNCTION swarm.sample_analytics IS 'handler of the sample type analytics: what the agents have done';
+
+INSERT INTO swarm._agent_type (name, owner, version, capabilities, handler, spec, embedding, created_at)
+SELECT n, 10::oid::regrole, 1, swarm._sorted(c), h, jsonb_build_object('name', n, 'description', d, 'capabilities', to_jsonb(c), 'handler', h),
+       swarm.embed(concat_ws(' ', n, d, array_to_string(swarm._sorted(c), ' '))), swarm._now()
+FROM (VALUES
+    ('query_specialist', 'answers questions from memory by text and meaning', '{search,retrieval,ranking,question-answering}'::text[], 'swarm.sample_search'),
+    ('memory_coordinator', 'stores and reads shared entries of memory', '{memory,storage,sharing,retrieval}', 'swarm.sample_memory'),
+    ('pattern_discovery', 'finds what documents have in common', '{patterns,clustering,text-analysis,statistics}', 'swarm.sample_patterns'),
+    ('decision_tracker', 'weighs options by criteria and keeps the decision', '{decisions,weighing,history,audit}', 'swarm.sample_decide'),
+    ('synchronization', 'keeps namespaces of memory the same', '{synchronization,replication,memory,consistency}', 'swarm.sample_synchronize'),
+    ('analytics', 'reports what agents have done', '{analytics,metrics,reporting,statistics}', 'swarm.sample_analytics')) v(n, d, c, h);
+
+INSERT INTO swarm._protocol (name, owner, spec) VALUES
+('session', 10::oid::regrole, '{"description": "remember the last result of each agent",
+  "before": [{"do": "restore", "namespace": "default", "key": "session/{agent}"}],
+  "during": [{"do": "metrics"}],
+  "after": [{"do": "store", "namespace": "default", "key": "session/{agent}"}, {"do": "learn"}]}'),
+('team', 10::oid::regrole, '{"description": "tell the neighbours of a topology when a task begins and ends",
+  "before": [{"do": "notify", "to": "neighbours", "kind": "task-begins"}],
+  "during": [{"do": "notify", "to": "neighbours", "kind": "progress"}, {"do": "metrics"}],
+  "after": [{"do": "notify", "to": "neighbours", "kind": "share-findings"}, {"do": "learn"}]}'),
+('pipeline', 10::oid::regrole, '{"description": "tell who depends on the agent, and clean up",
+  "before": [{"do": "notify", "to": "dependents", "kind": "task-begins"}],
+  "during": [{"do": "notify", "to": "dependents", "kind": "progress"}],
+  "after": [{"do": "notify", "to": "dependents", "kind": "share-findings"},
+            {"do": "clean", "namespace": "default", "prefix": "tmp/{task}/"}, {"do": "learn"}]}');
