@@ -19,7 +19,8 @@ CREATE TABLE swarm._agent_type (
     max_concurrency int,
     spec jsonb NOT NULL,
     embedding real[] NOT NULL,
-    created_at timestamptz NOT NULL
+    created_at timestamptz NOT NULL,
+    builtin boolean NOT NULL DEFAULT false
 );
 
 -- The index of capabilities: one row for all agents of a role that have the
@@ -137,8 +138,7 @@ SELECT pg_catalog.pg_extension_config_dump('swarm._agent_event_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._agent_event', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._spawn_batch_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._spawn_batch', '');
--- types that come with the extension belong to no role of the database
-SELECT pg_catalog.pg_extension_config_dump('swarm._agent_type', 'WHERE owner <> 10');
+SELECT pg_catalog.pg_extension_config_dump('swarm._agent_type', 'WHERE NOT builtin');
 
 -- ---------------------------------------------------------------------
 -- Who sees what: owner, and members of the owner role
@@ -392,7 +392,7 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp 
 #variable_conflict use_variable
 DECLARE
     t swarm._agent_type;
-    old oid;
+    old record;
     handler text;
     proc regprocedure;
 BEGIN
@@ -425,8 +425,11 @@ BEGIN
     ELSE
         handler := 'swarm._agent_run_model';
     END IF;
-    SELECT o.owner INTO old FROM swarm._agent_type o WHERE o.name = spec->>'name' FOR UPDATE;
-    IF FOUND AND NOT pg_has_role(caller, old, 'MEMBER') THEN
+    SELECT o.owner, o.builtin INTO old FROM swarm._agent_type o WHERE o.name = spec->>'name' FOR UPDATE;
+    IF FOUND AND old.builtin THEN
+        RAISE EXCEPTION USING ERRCODE = 'reserved_name', MESSAGE = format('type of agents "%s" is part of the extension', spec->>'name'),
+            HINT = 'Create one with another name.';
+    ELSIF FOUND AND NOT pg_has_role(caller, old.owner::oid, 'MEMBER') THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = format('must be owner of the type of agents "%s"', spec->>'name');
     END IF;
@@ -457,6 +460,8 @@ BEGIN
     SELECT * INTO t FROM swarm._agent_type o WHERE o.name = _agent_type_drop.name FOR UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('type of agents "%s" does not exist', name);
+    ELSIF t.builtin THEN
+        RAISE EXCEPTION USING ERRCODE = 'reserved_name', MESSAGE = format('type of agents "%s" is part of the extension', name);
     ELSIF NOT pg_has_role(caller, t.owner::oid, 'MEMBER') THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = format('must be owner of the type of agents "%s"', name);
     ELSIF EXISTS (SELECT FROM swarm._agent a WHERE a.type = t.name AND a.state <> 'stopped') THEN

@@ -607,9 +607,10 @@ COMMENT ON FUNCTION swarm.agent_find IS 'agents that have the capabilities, the 
 CREATE TABLE swarm._protocol (
     name text COLLATE "C" PRIMARY KEY,
     owner regrole NOT NULL,
-    spec jsonb NOT NULL
+    spec jsonb NOT NULL,
+    builtin boolean NOT NULL DEFAULT false
 );
-SELECT pg_catalog.pg_extension_config_dump('swarm._protocol', 'WHERE owner <> 10');
+SELECT pg_catalog.pg_extension_config_dump('swarm._protocol', 'WHERE NOT builtin');
 
 CREATE SEQUENCE swarm._protocol_run_id_seq;
 CREATE TABLE swarm._protocol_run (
@@ -662,7 +663,7 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp 
 DECLARE
     misfit text := coalesce(swarm._json_misfit(spec, swarm._protocol_schema(), '$'), CASE WHEN spec IS NULL THEN '$ is null' END);
     step jsonb;
-    old oid;
+    old record;
 BEGIN
     IF name IS NULL OR name = '' OR misfit IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('invalid protocol: %s', coalesce(misfit, 'it has no name'));
@@ -677,8 +678,11 @@ BEGIN
                 MESSAGE = format('invalid protocol: a step "%s" needs %s', step->>'do', misfit);
         END IF;
     END LOOP;
-    SELECT p.owner INTO old FROM swarm._protocol p WHERE p.name = _protocol_create.name;
-    IF FOUND AND NOT pg_has_role(caller, old, 'MEMBER') THEN
+    SELECT p.owner, p.builtin INTO old FROM swarm._protocol p WHERE p.name = _protocol_create.name;
+    IF FOUND AND old.builtin THEN
+        RAISE EXCEPTION USING ERRCODE = 'reserved_name', MESSAGE = format('protocol "%s" is part of the extension', name),
+            HINT = 'Create one with another name.';
+    ELSIF FOUND AND NOT pg_has_role(caller, old.owner::oid, 'MEMBER') THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = format('must be owner of protocol "%s"', name);
     END IF;
     INSERT INTO swarm._protocol (name, owner, spec) VALUES (_protocol_create.name, caller, _protocol_create.spec)
@@ -908,8 +912,8 @@ FROM (SELECT s.type, count(*) AS n, sum(s.done) AS done, sum(s.failed) AS failed
 $$;
 COMMENT ON FUNCTION swarm.sample_analytics IS 'handler of the sample type analytics: what the agents have done';
 
-INSERT INTO swarm._agent_type (name, owner, version, capabilities, handler, spec, embedding, created_at)
-SELECT n, 10::oid::regrole, 1, swarm._sorted(c), h, jsonb_build_object('name', n, 'description', d, 'capabilities', to_jsonb(c), 'handler', h),
+INSERT INTO swarm._agent_type (builtin, name, owner, version, capabilities, handler, spec, embedding, created_at)
+SELECT true, n, 10::oid::regrole, 1, swarm._sorted(c), h, jsonb_build_object('name', n, 'description', d, 'capabilities', to_jsonb(c), 'handler', h),
        swarm.embed(concat_ws(' ', n, d, array_to_string(swarm._sorted(c), ' '))), swarm._now()
 FROM (VALUES
     ('query_specialist', 'answers questions from memory by text and meaning', '{search,retrieval,ranking,question-answering}'::text[], 'swarm.sample_search'),
@@ -919,16 +923,16 @@ FROM (VALUES
     ('synchronization', 'keeps namespaces of memory the same', '{synchronization,replication,memory,consistency}', 'swarm.sample_synchronize'),
     ('analytics', 'reports what agents have done', '{analytics,metrics,reporting,statistics}', 'swarm.sample_analytics')) v(n, d, c, h);
 
-INSERT INTO swarm._protocol (name, owner, spec) VALUES
-('session', 10::oid::regrole, '{"description": "remember the last result of each agent",
+INSERT INTO swarm._protocol (builtin, name, owner, spec) VALUES
+(true, 'session', 10::oid::regrole, '{"description": "remember the last result of each agent",
   "before": [{"do": "restore", "namespace": "default", "key": "session/{agent}"}],
   "during": [{"do": "metrics"}],
   "after": [{"do": "store", "namespace": "default", "key": "session/{agent}"}, {"do": "learn"}]}'),
-('team', 10::oid::regrole, '{"description": "tell the neighbours of a topology when a task begins and ends",
+(true, 'team', 10::oid::regrole, '{"description": "tell the neighbours of a topology when a task begins and ends",
   "before": [{"do": "notify", "to": "neighbours", "kind": "task-begins"}],
   "during": [{"do": "notify", "to": "neighbours", "kind": "progress"}, {"do": "metrics"}],
   "after": [{"do": "notify", "to": "neighbours", "kind": "share-findings"}, {"do": "learn"}]}'),
-('pipeline', 10::oid::regrole, '{"description": "tell who depends on the agent, and clean up",
+(true, 'pipeline', 10::oid::regrole, '{"description": "tell who depends on the agent, and clean up",
   "before": [{"do": "notify", "to": "dependents", "kind": "task-begins"}],
   "during": [{"do": "notify", "to": "dependents", "kind": "progress"}],
   "after": [{"do": "notify", "to": "dependents", "kind": "share-findings"},

@@ -35,6 +35,10 @@ SELECT version, capabilities FROM swarm.agent_types WHERE name = 'agent_types_a'
 SELECT swarm.agent_type_drop('agent_types_a');
 SELECT swarm.agent_type_drop('agent_types_a');
 
+-- what comes with it stays as it is
+SELECT swarm.agent_type_create('{"name": "analytics", "capabilities": [], "handler": "agent_types.work"}');
+SELECT swarm.agent_type_drop('analytics');
+SELECT swarm.protocol_create('team', '{}');
 -- all that comes with the extension fits the schema, and its handlers exist
 SELECT t.name, cardinality(t.capabilities) AS capabilities, swarm._json_misfit(t.spec, swarm.agent_schema(), '$') AS misfit,
        swarm._agent_handler(t.handler) <> 0 AS has_handler
