@@ -17,6 +17,7 @@ static struct
 	const char *what;
 	double		value;
 }			weights[] =
+
 {
 	{"pg_swarm.agent_weight_match", "Weight, in the ranking of agents, of how specialised an agent is.", 0.30},
 	{"pg_swarm.agent_weight_load", "Weight, in the ranking of agents, of how little an agent has to do.", 0.30},

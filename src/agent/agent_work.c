@@ -76,7 +76,7 @@ swarm_agent_work(PG_FUNCTION_ARGS)
 	Jsonb	   *args = DatumGetJsonbP(GetAttributeByNum(row, JOB_ARGS, &isnull));
 	JsonbValue	buffer;
 	JsonbValue *agent = JB_ROOT_IS_OBJECT(args) ?
-		getKeyJsonValueFromContainer(&args->root, "agent", 5, &buffer) : NULL;
+	getKeyJsonValueFromContainer(&args->root, "agent", 5, &buffer) : NULL;
 	MemoryContext before = CurrentMemoryContext;
 	MemoryContext context;
 
