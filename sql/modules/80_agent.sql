@@ -1057,9 +1057,6 @@ CREATE FUNCTION swarm._agent_start(roles oid[], procs oid[], batch_size int, max
 RETURNS SETOF record LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm__agent_start';
 
-CREATE FUNCTION swarm._agent_may_call(role oid, proc oid) RETURNS text
-LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm__agent_may_call';
-
 -- The id of a set of agents; makes it.
 CREATE FUNCTION swarm._agent_set_of(of_owner oid, of_type text, of_capabilities text[]) RETURNS int
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$

@@ -204,24 +204,3 @@ swarm__agent_call(PG_FUNCTION_ARGS)
 	values[4] = Float8GetDatum(call.us / 1000.0);
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
 }
-
-/*
- * swarm._agent_may_call(role oid, proc oid) returns text: why not, or NULL
- */
-SWARM_FUNCTION(swarm__agent_may_call);
-Datum
-swarm__agent_may_call(PG_FUNCTION_ARGS)
-{
-	Oid			role = PG_GETARG_OID(0);
-	Oid			proc = PG_GETARG_OID(1);
-	Oid			nsp = get_func_namespace(proc);
-
-	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)))
-		PG_RETURN_TEXT_P(cstring_to_text("the role does not exist"));
-	if (!OidIsValid(nsp))
-		PG_RETURN_TEXT_P(cstring_to_text("the function does not exist"));
-	if (swarm_namespace_aclcheck(nsp, role, ACL_USAGE) != ACLCHECK_OK ||
-		swarm_proc_aclcheck(proc, role, ACL_EXECUTE) != ACLCHECK_OK)
-		PG_RETURN_TEXT_P(cstring_to_text(psprintf("permission denied for function %s", get_func_name(proc))));
-	PG_RETURN_NULL();
-}
