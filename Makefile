@@ -1,11 +1,11 @@
 # pg_swarm: PostgreSQL 15 to 18, built with PGXS.  `make help` lists the targets.
 
-EXTENSION  = pg_swarm pg_swarm_vector
+EXTENSION  = pg_swarm pg_swarm_vector pg_swarm_test
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" pg_swarm.control)
 MODULE_big = pg_swarm
 OBJS       := $(sort $(patsubst %.c,%.o,$(wildcard src/*.c src/*/*.c)))
 DATA_built = sql/pg_swarm--$(EXTVERSION).sql
-DATA       := $(wildcard sql/upgrade/*.sql sql/pg_swarm_vector--*.sql)
+DATA       := $(wildcard sql/upgrade/*.sql sql/pg_swarm_vector--*.sql sql/pg_swarm_test--*.sql)
 
 PG_CPPFLAGS = -I$(srcdir)/src
 PG_CFLAGS   = -fvisibility=hidden '-DPGDLLEXPORT=__attribute__((visibility("default")))' -MMD -MP

@@ -10,6 +10,7 @@
 #include "miscadmin.h"
 #include "utils/guc.h"
 
+#include "agent/agent.h"
 #include "base/clock.h"
 #include "base/export.h"
 #include "base/fault.h"
@@ -49,6 +50,7 @@ _PG_init(void)
 	swarm_job_init();
 	swarm_worker_init();
 	swarm_memory_init();
+	swarm_agent_init();
 	swarm_net_init();
 	swarm_s3_init();
 	swarm_upload_init();

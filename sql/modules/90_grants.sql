@@ -97,3 +97,45 @@ REVOKE ALL ON FUNCTION
     swarm._agent_history(oid, text, timestamptz), swarm._namespace_may_as(oid, int), swarm._iso_time(timestamptz),
     swarm._millis(timestamptz), swarm._memory_text(text, jsonb), swarm._memory_words(text), swarm._memory_query(text)
     FROM PUBLIC;
+
+-- agent: everybody may spawn agents of the types that there are, as himself or a role he is a member of, give tasks to
+-- them and command them. Types, hooks, protocols and retry policies decide what runs with the rights of others, so they are
+-- for administrators and whom they grant it to. _agent_work, _agent_run_job, _agent_run_model and _protocol_memory are run
+-- with the rights of an agent's role; views call _hook_counts; functions that run as their caller call _topology_links,
+-- _topology_linked and _topology_rules, and are held by row-level security.
+GRANT SELECT ON swarm._agent_type, swarm._agent_set, swarm._agent, swarm._agent_task, swarm._agent_event, swarm._spawn_batch,
+    swarm._topology, swarm._topology_member, swarm._agent_message, swarm._protocol, swarm._protocol_run, swarm._agent_pattern TO PUBLIC;
+GRANT SELECT ON swarm.agent_types, swarm.agents, swarm.agent_tasks, swarm.agent_activity, swarm.agent_stat, swarm.spawn_batches,
+    swarm.hook_stat, swarm.circuit_breakers, swarm.agent_strategies, swarm.agent_messages, swarm.protocols, swarm.protocol_runs,
+    swarm.agent_patterns TO PUBLIC;
+REVOKE ALL ON FUNCTION swarm.agent_type_create(jsonb), swarm.agent_type_drop(text), swarm.protocol_create(text, jsonb),
+    swarm.hook_create(text, text, regproc, int, interval), swarm.hook_drop(int), swarm.hook_enable(int, boolean),
+    swarm.retry_policy_set(text, jsonb), swarm.retry_policy_drop(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION
+    swarm._agent_adopt(bigint[]), swarm._agent_assign(bigint, bigint), swarm._agent_begin(bigint, bigint),
+    swarm._agent_call(oid, oid, jsonb, integer), swarm._agent_check(jsonb, text),
+    swarm._agent_command(oid, swarm._agent, text, text), swarm._agent_disperse(swarm._agent),
+    swarm._agent_done(bigint, bigint, jsonb, text, text, bigint),
+    swarm._agent_find(oid, text[], text, integer, text, text), swarm._agent_get(oid, bigint),
+    swarm._agent_go(swarm._agent, text, text), swarm._agent_handler(text),
+    swarm._agent_handoff(oid, bigint, bigint, jsonb), swarm._agent_has_work(bigint),
+    swarm._agent_inbox(oid, bigint, integer), swarm._agent_job(oid, bigint, text, timestamp with time zone),
+    swarm._agent_join(bigint), swarm._agent_kill(oid, bigint),
+    swarm._agent_message(oid, bigint, bigint, text, jsonb), swarm._agent_pause(oid, bigint),
+    swarm._agent_progress(oid, bigint, double precision, text), swarm._agent_purge(),
+    swarm._agent_recover(swarm._agent), swarm._agent_resume(oid, bigint), swarm._agent_set_of(oid, text, text[]),
+    swarm._agent_spawn(oid, jsonb, integer, integer, text, text, interval),
+    swarm._agent_start(oid[], oid[], integer, integer, integer, boolean), swarm._agent_stop(oid, bigint),
+    swarm._agent_take(oid, bigint), swarm._agent_task_rank(swarm.priority, timestamp with time zone),
+    swarm._agent_tell(bigint, bigint, text, jsonb, integer), swarm._agent_type_create(oid, jsonb),
+    swarm._agent_type_drop(oid, text), swarm._agent_wake(bigint), swarm._breaker_closed_at(text),
+    swarm._breaker_note(text, boolean, text), swarm._hook_count(integer, integer, double precision),
+    swarm._hook_create(oid, text, text, regproc, integer, interval), swarm._hook_drop(oid, integer),
+    swarm._hook_enable(oid, integer, boolean), swarm._hook_run(oid, text, text, jsonb), swarm._json_list(jsonb),
+    swarm._json_misfit(jsonb, jsonb, text), swarm._policy(text), swarm._protocol_create(oid, text, jsonb),
+    swarm._protocol_phase(swarm._agent, swarm._agent_task, text, jsonb), swarm._protocol_schema(),
+    swarm._retry_decide(text, text, integer, integer), swarm._sorted(text[]), swarm._strategy_choose(),
+    swarm._strategy_note(text, double precision), swarm._task_cancel(oid, bigint), swarm._task_ended(bigint),
+    swarm._task_get(oid, bigint), swarm._task_submit(oid, jsonb, bigint), swarm._task_wait(oid, bigint, interval),
+    swarm._topology_create(oid, text, text, bigint[]), swarm._topology_drop(oid, text)
+    FROM PUBLIC;

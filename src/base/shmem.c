@@ -93,7 +93,8 @@ attach_pieces(void)
 			memset(*p->pointer, 0, size);
 		if (p->lock)
 			*p->lock = &GetNamedLWLockTranche(p->name)->lock;
-		p->init(*p->pointer, found);
+		if (p->init)
+			p->init(*p->pointer, found);
 	}
 	LWLockRelease(AddinShmemInitLock);
 	attached = true;

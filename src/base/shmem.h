@@ -17,7 +17,7 @@
  * name		of the segment and of its lock's tranche
  * size		called once, after all settings are read; bytes
  * hashes	bytes that init() takes itself through ShmemInitHash(); may be NULL
- * init		called once with zeroed memory and, later, by nobody
+ * init		called once with zeroed memory and, later, by nobody; may be NULL
  * pointer	where the address goes
  * lock		where the address of the piece's LWLock goes; may be NULL
  *

@@ -488,6 +488,44 @@ extern bool swarm_chore_turn(SwarmShard *shard, SwarmSlot *slot);
 /* Is there one that a runner could take?  With the lock held. */
 extern bool swarm_chore_ready(const SwarmShard *shard);
 
+/*
+ * Errands (job_errand.c): a runner does something for this session, which
+ * waits; also in the middle of a transaction.  Needs shared memory.
+ */
+#define SWARM_ERRAND_ERROR	256
+
+typedef struct SwarmErrandResult
+{
+	int			sqlstate;		/* 0 = well */
+	int			pid;			/* of the process that did it */
+	double		ms;				/* from post to end */
+	char		error[SWARM_ERRAND_ERROR];
+} SwarmErrandResult;
+
+/*
+ * What a runner does: called in a transaction, without a snapshot, as the
+ * bootstrap superuser; errors become the result.
+ */
+extern void (*swarm_errand_hook) (Oid role, Oid object);
+
+/* Its number, or -1 if there is no place; every post needs a drop. */
+extern int	swarm_errand_post(Oid role, Oid object);
+
+/* Has it ended?  If not, MyLatch will be set when it has. */
+extern bool swarm_errand_done(int n, SwarmErrandResult *result);
+
+/* Nobody waits for it any more; also after it is done.  Raises nothing. */
+extern void swarm_errand_drop(int n);
+
+/* How many wait for a runner of this database?  With the lock held. */
+extern int	swarm_errands_waiting(const SwarmShard *shard);
+
+/* For a runner: run one; false if there is none. */
+extern bool swarm_errand_turn(SwarmShard *shard, SwarmSlot *slot);
+
+/* For a handler: was the job it runs cancelled? */
+extern bool swarm_job_cancelled(void);
+
 /* Hook of module worker: a job starts (id > 0) or none runs (id = 0). */
 extern void (*swarm_job_inflight_hook) (int64 id, int attempt);
 

@@ -552,6 +552,7 @@ swarm_queue_slot_died(SwarmSlot *slot, bool counts)
 			swarm_entry_place(shard, e, true);
 		}
 	}
+	swarm_errand_slot_died(slot);
 	if (shard != NULL)
 	{
 		swarm_chore_slot_died(shard, slot);
@@ -559,7 +560,7 @@ swarm_queue_slot_died(SwarmSlot *slot, bool counts)
 			shard->extra--;
 		else
 			shard->runners--;
-		if (!dlist_is_empty(&shard->ring) || swarm_chore_ready(shard))
+		if (!dlist_is_empty(&shard->ring) || swarm_chore_ready(shard) || swarm_errands_waiting(shard) > 0)
 			swarm_shard_wake_runner(shard);
 		swarm_shard_wake_scheduler(shard);
 	}

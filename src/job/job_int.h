@@ -206,6 +206,8 @@ extern void swarm_timer_arm(SwarmShard *shard, SwarmTimer *t, TimestampTz due);
 extern void swarm_timer_disarm(SwarmShard *shard, SwarmTimer *t);
 extern void swarm_queue_consider(SwarmShard *shard, SwarmQueue *q);
 extern void swarm_shard_wake_runner(SwarmShard *shard);
+extern void swarm_errand_init(void);
+extern void swarm_errand_slot_died(const SwarmSlot *slot);
 extern void swarm_shard_config_changed(SwarmShard *shard);
 extern void swarm_shard_recheck(SwarmShard *shard, int64 id);
 extern void swarm_queue_count_finished(SwarmQueue *q);

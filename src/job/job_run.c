@@ -684,6 +684,12 @@ stop_clock(void)
 	QueryCancelPending = false;
 }
 
+bool
+swarm_job_cancelled(void)
+{
+	return swarm_job_current_slot != NULL && swarm_job_current_slot->cancel;
+}
+
 static void
 on_timeout(void)
 {

@@ -73,6 +73,7 @@ swarm_job_shmem_init(void)
 								PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	}
 	swarm_shmem_register(&job_piece);
+	swarm_errand_init();
 }
 
 /* ------------------------------------------------------------------------
@@ -313,7 +314,7 @@ swarm_shard_wake_runner(SwarmShard *shard)
 void
 swarm_shard_wake_all(SwarmShard *shard)
 {
-	if (dlist_is_empty(&shard->ring) && !swarm_chore_ready(shard))
+	if (dlist_is_empty(&shard->ring) && !swarm_chore_ready(shard) && swarm_errands_waiting(shard) == 0)
 		return;
 	while (!dlist_is_empty(&shard->idle))
 		swarm_shard_wake_runner(shard);

@@ -125,13 +125,15 @@ swarm_runner_turn(SwarmShard *shard, SwarmSlot *my_slot, MemoryContext context)
 	int			n = swarm_queue_claim(shard, my_slot, claims, SWARM_BATCH_MAX);
 
 	if (n == 0)
-		return swarm_chore_turn(shard, my_slot);
+		return swarm_errand_turn(shard, my_slot) || swarm_chore_turn(shard, my_slot);
 	turn = AllocSetContextCreate(context, "pg_swarm jobs", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(turn);
 	swarm_job_run(shard, my_slot, claims, n);
 	MemoryContextSwitchTo(context);
 	MemoryContextDelete(turn);
 	pgstat_report_stat(false);
+	(void) swarm_errand_turn(shard, my_slot);	/* who waits, waits not for
+												 * all jobs */
 	return true;
 }
 

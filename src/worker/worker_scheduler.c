@@ -464,7 +464,8 @@ runners_wanted(void)
 	{
 		int			work = dlist_is_empty(&shard->ring) ? 0 : shard->queued;
 
-		n = Min(swarm_max_runners - shard->runners, work + swarm_chore_ready(shard));
+		n = Min(swarm_max_runners - shard->runners, work + swarm_chore_ready(shard) +
+				swarm_errands_waiting(shard));
 	}
 	shard->want_runner = false;
 	allowed = swarm_max_runners;
@@ -606,7 +607,7 @@ run_here(void)
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	needed = shard->runners == 0 && shard->slots_exhausted &&
-		(!dlist_is_empty(&shard->ring) || swarm_chore_ready(shard));
+		(!dlist_is_empty(&shard->ring) || swarm_chore_ready(shard) || swarm_errands_waiting(shard) > 0);
 	if (needed && own_slot == NULL)
 	{
 		for (int i = 0; i < swarm_max_slots && own_slot == NULL; i++)

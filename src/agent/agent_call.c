@@ -1,0 +1,206 @@
+/*
+ * agent_call.c
+ *	  Calling a function for somebody: with his rights, in a subtransaction,
+ *	  for a limited time.
+ *
+ * Agents' handlers, hooks and the steps of protocols all go through here.
+ * Who calls has other rights than the function's, so the function can neither
+ * SET ROLE nor leave settings behind, and its error is its own.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "portability/instr_time.h"
+#include "storage/latch.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/guc.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
+
+#include "agent/agent_int.h"
+#include "base/compat.h"
+#include "base/export.h"
+#include "base/fault.h"
+
+static volatile sig_atomic_t call_timed_out = false;
+static TimeoutId call_timeout = MAX_TIMEOUTS;
+
+static Datum call_function(Oid proc, Datum task, Datum agent);
+static void on_timeout(void);
+
+void
+swarm_agent_check_call(Oid role, Oid proc)
+{
+	Oid			nsp;
+	AclResult	acl;
+
+	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("role with OID %u does not exist", role)));
+	if (!OidIsValid(proc))
+		return;
+	nsp = get_func_namespace(proc);
+	if (!OidIsValid(nsp))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("function with OID %u does not exist", proc)));
+	acl = swarm_namespace_aclcheck(nsp, role, ACL_USAGE);
+	if (acl != ACLCHECK_OK)
+		aclcheck_error(acl, OBJECT_SCHEMA, get_namespace_name(nsp));
+	acl = swarm_proc_aclcheck(proc, role, ACL_EXECUTE);
+	if (acl != ACLCHECK_OK)
+		aclcheck_error(acl, OBJECT_FUNCTION, get_func_name(proc));
+}
+
+void
+swarm_agent_call(Oid role, Oid proc, Datum task, Datum agent,
+				 int64 timeout_us, bool read_only, SwarmCall *call)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile edata = NULL;
+	instr_time	start,
+				end;
+	bool		limited = timeout_us > 0;
+
+	memset(call, 0, sizeof(*call));
+	if (limited && call_timeout == MAX_TIMEOUTS)
+		call_timeout = RegisterTimeout(USER_TIMEOUT, on_timeout);
+	INSTR_TIME_SET_CURRENT(start);
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	call_timed_out = false;
+	PG_TRY();
+	{
+		Oid			user;
+		int			sec_context;
+		int			guc_level = NewGUCNestLevel();
+		Datum		result;
+
+		GetUserIdAndSecContext(&user, &sec_context);
+		swarm_agent_check_call(role, proc);
+		(void) set_config_option("row_security", "on", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+		SetUserIdAndSecContext(role, sec_context | SECURITY_LOCAL_USERID_CHANGE);
+		if (limited)
+			enable_timeout_after(call_timeout, (int) Min(Max(timeout_us / 1000, 1), INT_MAX));
+		if (read_only)
+			XactReadOnly = true;	/* until the end of the subtransaction */
+		SWARM_FAULT("agent.call");
+		result = call_function(proc, task, agent);
+		if (limited)
+			disable_timeout(call_timeout, false);
+		if (call_timed_out)		/* and caught by the function */
+			ereport(ERROR,
+					(errcode(ERRCODE_QUERY_CANCELED), errmsg("the call was interrupted")));
+		AtEOXact_GUC(false, guc_level);
+		SetUserIdAndSecContext(user, sec_context);
+		MemoryContextSwitchTo(context);
+		if (result != (Datum) 0)
+			call->result = datumCopy(result, false, -1);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		if (limited)
+			disable_timeout(call_timeout, false);
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	INSTR_TIME_SET_CURRENT(end);
+	INSTR_TIME_SUBTRACT(end, start);
+	call->us = INSTR_TIME_GET_MICROSEC(end);
+	if (edata == NULL)
+		return;
+	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED && !call_timed_out)
+		ReThrowError(edata);
+	if (call_timed_out)
+	{
+		QueryCancelPending = false;
+		call->timed_out = true;
+		call->error = psprintf("ran longer than its timeout of %g s", timeout_us / 1e6);
+	}
+	else
+		call->error = edata->message ? edata->message : "missing error text";
+	call->sqlstate = pstrdup(unpack_sql_state(edata->sqlerrcode));
+}
+
+static Datum
+call_function(Oid proc, Datum task, Datum agent)
+{
+	FmgrInfo	flinfo;
+	Datum		result;
+	int			nargs = get_func_nargs(proc);
+
+	LOCAL_FCINFO(fcinfo, 2);
+
+	InvokeFunctionExecuteHook(proc);
+	fmgr_info(proc, &flinfo);
+	InitFunctionCallInfoData(*fcinfo, &flinfo, nargs, InvalidOid, NULL, NULL);
+	fcinfo->args[0].value = task;
+	fcinfo->args[0].isnull = false;
+	fcinfo->args[1].value = agent;
+	fcinfo->args[1].isnull = agent == (Datum) 0;
+	result = FunctionCallInvoke(fcinfo);
+	if (fcinfo->isnull || get_func_rettype(proc) != JSONBOID)
+		return (Datum) 0;
+	return PointerGetDatum(PG_DETOAST_DATUM(result));
+}
+
+static void
+on_timeout(void)
+{
+	call_timed_out = true;
+	InterruptPending = true;
+	QueryCancelPending = true;
+	SetLatch(MyLatch);
+}
+
+/*
+ * swarm._agent_call(role oid, proc oid, argument jsonb, timeout_ms int, OUT result
+ * jsonb, OUT error text, OUT state text, OUT timed_out boolean, OUT ms float8)
+ */
+SWARM_FUNCTION(swarm__agent_call);
+Datum
+swarm__agent_call(PG_FUNCTION_ARGS)
+{
+	SwarmCall	call;
+	TupleDesc	desc;
+	Datum		values[5];
+	bool		nulls[5] = {false};
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	swarm_agent_call(PG_GETARG_OID(0), PG_GETARG_OID(1), PG_GETARG_DATUM(2), (Datum) 0,
+					 PG_GETARG_INT32(3) * INT64CONST(1000), false, &call);
+	values[0] = call.result;
+	nulls[0] = call.result == (Datum) 0;
+	nulls[1] = nulls[2] = call.error == NULL;
+	if (call.error != NULL)
+	{
+		values[1] = CStringGetTextDatum(call.error);
+		values[2] = CStringGetTextDatum(call.sqlstate);
+	}
+	values[3] = BoolGetDatum(call.timed_out);
+	values[4] = Float8GetDatum(call.us / 1000.0);
+	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
+}
