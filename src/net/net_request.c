@@ -111,7 +111,7 @@ swarm_net_easy(SwarmNetState *state)
 	SET(CURLOPT_CONNECTTIMEOUT_MS, (long) swarm_net_connect_timeout_ms);
 	SET(CURLOPT_LOW_SPEED_LIMIT, 1L);
 	SET(CURLOPT_LOW_SPEED_TIME, (stall_ms + 999L) / 1000);
-	SET(CURLOPT_TIMEOUT_MS, (long) swarm_net_timeout_ms);
+	SET(CURLOPT_TIMEOUT_MS, (long) (request->timeout_ms ? request->timeout_ms : swarm_net_timeout_ms));
 	SET(CURLOPT_ERRORBUFFER, state->message);
 	SET(CURLOPT_PRIVATE, (void *) state);
 	SET(CURLOPT_HEADERFUNCTION, write_header);
@@ -269,7 +269,13 @@ write_header(char *data, size_t size, size_t n, void *arg)
 	size_t		length = size * n;
 
 	if (length >= 5 && memcmp(data, "HTTP/", 5) == 0)
+	{
+		long		status = 0;
+
 		state->head_length = 0;
+		curl_easy_getinfo(state->easy, CURLINFO_RESPONSE_CODE, &status);
+		state->request->status = (int) status;
+	}
 	if (state->head_length + length < NET_HEADER_ROOM)
 	{
 		memcpy(state->head + state->head_length, data, length);

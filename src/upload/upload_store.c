@@ -7,19 +7,15 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
-#include "pgstat.h"
-#include "tcop/pquery.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
-#include "utils/portal.h"
-#include "utils/snapmgr.h"
 
 #include "base/compat.h"
 #include "base/fault.h"
+#include "base/procedure.h"
 #include "base/spi.h"
 #include "upload/upload_int.h"
 
@@ -34,11 +30,7 @@ static Datum text_or_null(const char *text, char *null);
 void
 swarm_upload_leave(SwarmUpload *upload)
 {
-	HoldPinnedPortals();
-	ForgetPortalSnapshots();
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(upload->context);
-	pgstat_report_stat(false);
+	swarm_procedure_leave(upload->context);
 	swarm_s3_owner_begin();
 }
 
@@ -46,10 +38,7 @@ void
 swarm_upload_enter(SwarmUpload *upload)
 {
 	swarm_s3_owner_end();
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	EnsurePortalSnapshotExists();
-	MemoryContextSwitchTo(upload->context);
+	swarm_procedure_enter(upload->context);
 }
 
 /*
