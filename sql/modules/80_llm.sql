@@ -116,10 +116,10 @@ END $$;
 -- the model's prices are not known.
 CREATE FUNCTION swarm._llm_price(m swarm.models, tokens_in bigint, cache_read bigint, cache_write bigint, tokens_out bigint)
 RETURNS numeric LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT ((tokens_in - cache_read - cache_write) * m.price_input
-            + cache_read * coalesce(m.price_cache_read, m.price_input)
-            + cache_write * coalesce(m.price_cache_write, m.price_input)
-            + tokens_out * m.price_output) / 1000000 $$;
+SELECT trim_scale(((tokens_in - cache_read - cache_write) * m.price_input
+                   + cache_read * coalesce(m.price_cache_read, m.price_input)
+                   + cache_write * coalesce(m.price_cache_write, m.price_input)
+                   + tokens_out * m.price_output) * 0.000001) $$;
 
 -- ---------------------------------------------------------------------
 -- Conversations
@@ -524,7 +524,7 @@ END $$;
 -- models. class: read (runs in a read-only transaction), write, destructive.
 -- Errors: 22023 class, name or unnamed arguments, 42501 not allowed to execute
 -- the function or the tool is another role's. Writes _llm_tool.
-CREATE FUNCTION swarm._tool_create(caller oid, name text, function regprocedure, class text, description text) RETURNS void
+CREATE FUNCTION swarm._tool_create(caller oid, name text, function regproc, class text, description text) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 BEGIN
@@ -537,7 +537,7 @@ BEGIN
             MESSAGE = format('class "%s" of a tool does not exist', class), HINT = 'It is read, write or destructive.';
     END IF;
     IF (SELECT prokind FROM pg_proc p WHERE p.oid = function) <> 'f' THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('%s is not a function', function);
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('%s is no function', function);
     END IF;
     IF NOT has_function_privilege(caller, function, 'EXECUTE') THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = format('permission denied for function %s', function);
@@ -546,13 +546,13 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = format('must be owner of tool "%s"', name);
     END IF;
     -- with an empty search_path but pg_catalog the signature is qualified
-    INSERT INTO swarm._llm_tool AS t VALUES (name, function::text, class,
-        coalesce(description, obj_description(function, 'pg_proc'), ''), swarm._llm_tool_schema(function), caller)
+    INSERT INTO swarm._llm_tool AS t VALUES (name, function::oid::regprocedure::text, class,
+        coalesce(description, obj_description(function::oid, 'pg_proc'), ''), swarm._llm_tool_schema(function), caller)
     ON CONFLICT ON CONSTRAINT _llm_tool_pkey DO UPDATE SET function = EXCLUDED.function, class = EXCLUDED.class,
         description = EXCLUDED.description, schema = EXCLUDED.schema;
 END $$;
 
-CREATE FUNCTION swarm.tool_create(name text, function regprocedure, class text = 'write', description text = NULL)
+CREATE FUNCTION swarm.tool_create(name text, function regproc, class text = 'write', description text = NULL)
 RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_tool_create';
 COMMENT ON FUNCTION swarm.tool_create IS 'offer a function to language models, to roles that may execute it; replaces a tool of that name';
@@ -599,8 +599,8 @@ BEGIN
                FILTER (WHERE input OPERATOR(pg_catalog.?) n)
     INTO columns, args
     FROM (SELECT n, pos, p.proargtypes[pg_catalog.row_number() OVER (ORDER BY pos) - 1] AS t
-          FROM pg_catalog.unnest(p.proargnames, coalesce(p.proargmodes,
-                   pg_catalog.array_fill('i'::"char", ARRAY[p.pronargs::int])))
+          FROM ROWS FROM (pg_catalog.unnest(p.proargnames), pg_catalog.unnest(coalesce(p.proargmodes,
+                   pg_catalog.array_fill('i'::"char", ARRAY[p.pronargs::int]))))
                WITH ORDINALITY x(n, mode, pos)
           WHERE mode OPERATOR(pg_catalog.=) ANY (ARRAY['i', 'b', 'v']::"char"[])) s;
     BEGIN

@@ -107,7 +107,7 @@ GRANT SELECT ON swarm._llm_conversation, swarm._llm_message, swarm._llm_call, sw
 GRANT SELECT ON swarm.llm_conversations, swarm.llm_messages, swarm.llm_calls, swarm.tools, swarm.costs TO PUBLIC;
 REVOKE ALL ON FUNCTION swarm.llm_ask(text, jsonb, text, text[], text, jsonb),
     swarm.llm_ask(text, text, text, text[], text, jsonb), swarm.llm_embed(text, text[]),
-    swarm.llm_count_tokens(text, jsonb), swarm.tool_create(text, regprocedure, text, text), swarm.llm_bypass() FROM PUBLIC;
+    swarm.llm_count_tokens(text, jsonb), swarm.tool_create(text, regproc, text, text), swarm.llm_bypass() FROM PUBLIC;
 REVOKE ALL ON FUNCTION
     swarm._model_changed(), swarm._budget_changed(), swarm._llm_server_check(text), swarm._llm_model(text),
     swarm._model_resolve(text), swarm._llm_server_of(swarm.models),
@@ -115,7 +115,7 @@ REVOKE ALL ON FUNCTION
     swarm._budgets_of(swarm._llm_conversation, text), swarm._budget_alert(int, timestamptz, int),
     swarm._budget_reserve(swarm._llm_conversation, swarm.models, bigint, bigint), swarm._budget_release(bigint, numeric, bigint),
     swarm._budget_sweep(), swarm._llm_permission(text, text), swarm._llm_stricter(text, text), swarm._llm_tool_schema(oid),
-    swarm._tool_create(oid, text, regprocedure, text, text), swarm._tool_drop(oid, text), swarm._llm_blocks(jsonb),
+    swarm._tool_create(oid, text, regproc, text, text), swarm._tool_drop(oid, text), swarm._llm_blocks(jsonb),
     swarm._llm_blocks_text(jsonb), swarm._llm_add(bigint, jsonb), swarm._llm_check_mode(oid, text),
     swarm._llm_create(oid, text, jsonb, text, text[], text, jsonb, bigint), swarm._llm_tool_function(oid, text),
     swarm._llm_ask(oid, text, jsonb, text, text[], text, jsonb), swarm._llm_request(oid, text, text, jsonb),

@@ -112,3 +112,22 @@ swarm_forward_rows(FunctionCallInfo fcinfo, const char *name, SPIPlanPtr *plan)
 	swarm_spi_end(&spi);
 	return (Datum) 0;
 }
+
+/*
+ * swarm_forward_id: an id that the private function returns, whatever its
+ * public one does; 0 for NULL.
+ */
+int64
+swarm_forward_id(FunctionCallInfo fcinfo, const char *name, SPIPlanPtr *plan)
+{
+	Oid			caller = GetUserId();
+	SwarmSpi	spi;
+	Datum		id;
+	bool		isnull;
+
+	swarm_spi_begin(&spi);
+	run(fcinfo, caller, name, plan);
+	id = swarm_spi_column(0, 1, &isnull);
+	swarm_spi_end(&spi);
+	return isnull ? 0 : DatumGetInt64(id);
+}

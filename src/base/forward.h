@@ -17,6 +17,9 @@
 extern Datum swarm_forward(FunctionCallInfo fcinfo, const char *name, SPIPlanPtr *plan);
 extern Datum swarm_forward_rows(FunctionCallInfo fcinfo, const char *name, SPIPlanPtr *plan);
 
+/* An id, which the public function need not return; 0 for NULL. */
+extern int64 swarm_forward_id(FunctionCallInfo fcinfo, const char *name, SPIPlanPtr *plan);
+
 /* SWARM_FORWARD(swarm_forward, name): the function that SQL calls for swarm.name */
 #define SWARM_FORWARD(how, name) \
 	SWARM_FUNCTION(swarm_##name); \

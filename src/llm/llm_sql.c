@@ -40,14 +40,14 @@ SWARM_FORWARD(forward_and_run, llm_approve);
 static Datum
 forward_and_run(FunctionCallInfo fcinfo, const char *name, SPIPlanPtr *plan)
 {
-	Datum		conversation;
+	int64		conversation;
 
 	PreventCommandIfReadOnly(psprintf("%s()", name));
 	swarm_require_preload("asking a model");
-	conversation = swarm_forward(fcinfo, name, plan);
-	if (!fcinfo->isnull)
-		enqueue(DatumGetInt64(conversation));
-	return conversation;
+	conversation = swarm_forward_id(fcinfo, name, plan);
+	if (conversation != 0)
+		enqueue(conversation);
+	PG_RETURN_INT64(conversation);
 }
 
 static void
