@@ -92,6 +92,18 @@ swarm_net_easy(SwarmNetState *state)
 
 	if (easy == NULL)
 		return NULL;
+
+	/*
+	 * A body in memory is sent at once: asking first (Expect: 100-continue)
+	 * costs a second wherever nobody answers that.
+	 */
+	if (has_body && request->body.memory != NULL)
+	{
+		struct curl_slist *more = curl_slist_append(state->headers, "Expect:");
+
+		if (more != NULL)
+			state->headers = more;
+	}
 	SET(CURLOPT_URL, state->url);
 	SET(CURLOPT_PATH_AS_IS, 1L);
 	SET(CURLOPT_PROTOCOLS_STR, "http,https");

@@ -80,8 +80,8 @@ sub llm_servers
 	my ($node, $s) = @_;
 
 	$node->safe_psql('postgres', <<"X");
-CREATE SERVER a FOREIGN DATA WRAPPER swarm_llm OPTIONS (endpoint '$s->{url}', dialect 'anthropic', stall_timeout '1s');
-CREATE SERVER o FOREIGN DATA WRAPPER swarm_llm OPTIONS (endpoint '$s->{url}', dialect 'openai', stall_timeout '1s');
+CREATE SERVER a FOREIGN DATA WRAPPER swarm_llm OPTIONS (endpoint '$s->{url}', dialect 'anthropic', stall_timeout '1h');
+CREATE SERVER o FOREIGN DATA WRAPPER swarm_llm OPTIONS (endpoint '$s->{url}', dialect 'openai', stall_timeout '1h');
 CREATE USER MAPPING FOR PUBLIC SERVER a OPTIONS (api_key 'sk-test');
 CREATE USER MAPPING FOR PUBLIC SERVER o OPTIONS (api_key 'sk-test');
 INSERT INTO swarm.models (name, server, max_output, price_input, price_output) VALUES

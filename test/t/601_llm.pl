@@ -26,7 +26,7 @@ foreach my $model ('m', 'g')
 {
 	my $r = ask_wait($node, "'$model', 'hello, é€'");
 
-	is("$r->{state} $r->{text} $r->{stop_reason} $r->{turns}", "complete You said: hello, \xe9\x{20ac} end_turn 1", "$model: an answer");
+	is("$r->{state} $r->{text} $r->{stop_reason} $r->{turns}", "complete You said: hello, \xe9\x{20ac} end_turn 1", "$model: an answer") or diag explain $r;
 	cmp_ok($r->{tokens_out}, '>', 3, '... with what it cost');
 	cmp_ok($r->{cost}, '>', 0, '... in USD');
 	$node->safe_psql('postgres', "SELECT swarm.llm_say($r->{id}, 'and again')");
@@ -65,9 +65,13 @@ foreach my $model ('m', 'g')
 
 		llm_clear($llm);
 		llm_rules($llm, { match => 'hello', %$rule });
+		# only where it is meant to happen: a busy machine is slow too
+		my $waits = $rule->{stall} || $rule->{hang};
+		$node->safe_psql('postgres', "ALTER SERVER $_ OPTIONS (SET stall_timeout '" . ($waits ? '1s' : '1h') . "')") foreach 'a', 'o';
 		$r = ask_wait($node, "'$model', 'hello'");
-		is( "$r->{state} " . $node->safe_psql('postgres', "SELECT attempts FROM swarm.llm_messages WHERE conversation = $r->{id} AND role = 'assistant'"),
-			"$state $attempts", "$model, $name: state and attempts") or diag explain $r;
+		$attempts = '[2-5]' if $waits;
+		like( "$r->{state} " . $node->safe_psql('postgres', "SELECT attempts FROM swarm.llm_messages WHERE conversation = $r->{id} AND role = 'assistant'"),
+			qr/^$state $attempts$/, "$model, $name: state and attempts") or diag explain $r;
 		is($r->{text}, 'You said: hello', '... no piece twice') if $state eq 'complete';
 		is($r->{cost}, 0, '... a refused request costs nothing') if $rule->{status} && $state eq 'failed';
 		like($r->{error}, qr/server "[ao]" failed: by script \($rule->{type}, status $rule->{status}, $attempts attempts\)/, '... and why') if $rule->{status} && $state eq 'failed';
@@ -91,10 +95,6 @@ $r = answer($node, $node->safe_psql('postgres', "SELECT swarm.llm_embed('m', '{a
 is("$r->{state} $r->{sqlstate}", 'failed 0A000', 'no embeddings in the dialect of the Messages API');
 
 # Text is there while it streams; no transaction is open meanwhile
-foreach my $server ('a', 'o')
-{
-	$node->safe_psql('postgres', "ALTER SERVER $server OPTIONS (SET stall_timeout '1h')");
-}
 foreach my $model ('m', 'g')
 {
 	llm_clear($llm);
