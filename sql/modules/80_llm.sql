@@ -372,8 +372,9 @@ BEGIN
 END $$;
 
 -- Reserve what the next turn may use at most, in all budgets that hold for it,
--- or in none. Returns NULL, or the budget that has no room. Rows are locked in
--- the order of budgets.
+-- or in none. Returns NULL, or the budget that has no room; action wait: it
+-- will have, perhaps, when the turns of others are settled. Rows are locked in the
+-- order of budgets.
 CREATE FUNCTION swarm._budget_reserve(c swarm._llm_conversation, model swarm.models, most_in bigint, most_out bigint,
     OUT refused int, OUT action text, OUT reason text)
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -401,7 +402,11 @@ BEGIN
                    AND coalesce(u.tokens + u.reserved_tokens + tokens <= b.limit_tokens, true)));
         IF NOT FOUND THEN
             refused := b.id;
-            action := b.action;
+            action := CASE WHEN EXISTS (SELECT FROM swarm._budget_use u
+                                        WHERE u.budget = b.id AND u.period_start = start
+                                          AND coalesce(u.usd + usd <= b.limit_usd, true)
+                                          AND coalesce(u.tokens + tokens <= b.limit_tokens, true))
+                           THEN 'wait' ELSE b.action END;
             reason := format('budget %s (%s of %s per %s) has no room for the next turn, which may use up to %s tokens%s',
                 b.id, b.scope, concat_ws(', ', b.limit_usd || ' USD', b.limit_tokens || ' tokens'), b.period, tokens,
                 ', ' || round(usd, 6) || ' USD');
@@ -411,7 +416,7 @@ BEGIN
     END LOOP;
     IF refused IS NOT NULL THEN
         PERFORM swarm._budget_release(c.id);
-        IF action <> 'warn' AND start IS NOT NULL THEN
+        IF action IN ('stop', 'pause') AND EXISTS (SELECT FROM swarm._budget_use u WHERE u.budget = refused AND u.period_start = start) THEN
             PERFORM swarm._budget_alert(refused, start, 100);
         END IF;
     END IF;
@@ -1234,6 +1239,11 @@ BEGIN
         PERFORM swarm._llm_tell_query(query, jsonb_build_object('error', reason, 'sqlstate', state));
         RETURN;
     END;
+    IF refusal = 'wait' THEN
+        -- the job is run again in a while; no runner waits
+        RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
+            MESSAGE = format('budget %s is reserved by turns under way', refused);
+    END IF;
     IF refused IS NOT NULL THEN
         PERFORM swarm._llm_end(conversation, CASE refusal WHEN 'pause' THEN 'pause' ELSE 'fail' END, reason, '53400');
         PERFORM swarm._llm_tell_query(query, CASE refusal WHEN 'pause' THEN jsonb_build_object('pause', reason)
