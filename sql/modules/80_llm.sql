@@ -1574,3 +1574,29 @@ AS 'MODULE_PATHNAME', 'swarm_llm_decisions';
 CREATE FUNCTION swarm._llm_parse(dialect text, stream bytea, piece int) RETURNS jsonb
 LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'swarm_llm_parse';
+
+-- ---------------------------------------------------------------------
+-- Fewer tokens
+-- ---------------------------------------------------------------------
+
+CREATE FUNCTION swarm.token_estimate(message text) RETURNS int
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'swarm_llm_token_estimate';
+COMMENT ON FUNCTION swarm.token_estimate IS 'about how many tokens a text is, by a rule of thumb; swarm.llm_count_tokens asks a server';
+
+-- swarm.message_compress(message, level): errors: 22023 level.
+CREATE FUNCTION swarm.message_compress(message text, level int = 1) RETURNS text
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'swarm_llm_message_compress';
+COMMENT ON FUNCTION swarm.message_compress(text, int) IS 'the text with fewer tokens: level 1 loses nothing, 2 takes whitespace, 3 also phrases that say nothing';
+
+CREATE FUNCTION swarm.message_compress(message jsonb, level int = 1) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT swarm.message_compress(message::text, level) $$;
+COMMENT ON FUNCTION swarm.message_compress(jsonb, int) IS 'a document as a text with fewer tokens; expanded, it is the document''s text';
+
+-- swarm.message_expand(message): errors: 22023 a damaged text.
+CREATE FUNCTION swarm.message_expand(message text) RETURNS text
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'swarm_llm_message_expand';
+COMMENT ON FUNCTION swarm.message_expand IS 'what swarm.message_compress was given, exactly so after level 1; other texts as they are';
