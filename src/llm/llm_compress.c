@@ -272,7 +272,7 @@ is_compressed(const char *text, const char **marker)
 		size_t		width = strlen(markers[i]);
 
 		*marker = markers[i];
-		if (strncmp(text, markers[i], width) == 0 && strncmp(text + width, markers[i], width) == 0 &&
+		if (strncmp(text, markers[i], width) == 0 && strncmp(text +width, markers[i], width) == 0 &&
 			text[2 * width] >= '1' && text[2 * width] <= '0' + LEVELS && text[2 * width + 1] == '\n')
 			return true;
 	}
@@ -308,7 +308,7 @@ clean(const char *text, int level)
 	initStringInfo(&out);
 	while (*p)
 	{
-		bool		word = p == text || !(isalnum((unsigned char) p[-1]) || IS_HIGHBIT_SET(p[-1]));
+		bool		word = p == text ||!(isalnum((unsigned char) p[-1]) || IS_HIGHBIT_SET(p[-1]));
 		bool		replaced = false;
 
 		for (int i = 0; level >= 3 && word && !replaced && i < lengthof(phrases); i++)
@@ -331,9 +331,9 @@ clean(const char *text, int level)
 			/* indentation says something: it stays */
 			if (*after == '\n' || *after == '\0')
 				 /* nothing */ ;
-			else if (out.len == 0 || out.data[out.len - 1] == '\n')
+			else if (p == text ||p[-1] == '\n')
 				appendBinaryStringInfo(&out, p, after - p);
-			else
+			else if (out.len > 0 && out.data[out.len - 1] != '\n')
 				appendStringInfoChar(&out, ' ');
 			p = after;
 			continue;
@@ -408,10 +408,11 @@ unit_tokens(const char *p, int length)
 static void
 split(Units *units, const char *text)
 {
-	const char *end = text + strlen(text);
+	const char *end = text +strlen(text);
 	int			room = 1024;
 
 	units->text = text;
+
 	units->n = 0;
 	units->list = palloc(room * sizeof(Unit));
 	for (const char *p = text; p < end;)
@@ -425,6 +426,7 @@ split(Units *units, const char *text)
 		}
 		unit = &units->list[units->n++];
 		unit->start = p - text;
+
 		unit->length = unit_length(p, end);
 		unit->hash = hash_bytes((const unsigned char *) p, unit->length);
 		unit->tokens = unit_tokens(p, unit->length);
@@ -513,7 +515,10 @@ find_symbols(Units *units, Symbol *symbols, int *n)
 			int			saves = run->count > 1 ? saving(run->count, run_tokens(units, run->first, length)) : 0;
 
 			if (saves > 0)
-				candidates[ncandidates++] = (Candidate) {run->first, saves};
+				candidates[ncandidates++] = (Candidate)
+			{
+				run->first, saves
+			};
 		}
 		qsort(candidates, ncandidates, sizeof(Candidate), by_savings);
 		for (int i = 0; i < ncandidates && *n < MOST_SYMBOLS; i++)
@@ -604,7 +609,7 @@ same(const Units *units, int a, int b, int length)
 		const Unit *y = &units->list[b + i];
 
 		if (x->hash != y->hash || x->length != y->length ||
-			memcmp(units->text + x->start, units->text + y->start, x->length) != 0)
+			memcmp(units->text +x->start, units->text +y->start, x->length) != 0)
 			return false;
 	}
 	return true;

@@ -82,6 +82,7 @@ swarm_llm_integer(JsonbContainer *object, const char *key, int64 otherwise)
 	if (found == NULL || found->type != jbvNumeric)
 		return otherwise;
 	text = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(found->val.numeric)));
+
 	number = strtod(text, NULL);
 	return number >= 0 && number < 1e15 ? (int64) number : otherwise;
 }

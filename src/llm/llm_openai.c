@@ -76,7 +76,8 @@ note_message(SwarmLlmAnswer *answer, JsonbContainer *message)
 
 	if (text == NULL)
 		text = swarm_llm_string(message, "refusal");
-	if (text != NULL && *text)
+
+	if (text !=NULL && *text)
 		swarm_llm_block_text(answer, swarm_llm_block(answer, 0, "text"), text);
 	for (int i = 0; (call = swarm_llm_element(calls, i)) != NULL; i++)
 	{

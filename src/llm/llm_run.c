@@ -77,7 +77,7 @@ SWARM_FUNCTION(swarm_llm_job);
 Datum
 swarm_llm_job(PG_FUNCTION_ARGS)
 {
-	HeapTupleHeader row = PG_GETARG_HEAPTUPLEHEADER(0);
+	HeapTupleHeader row;
 	MemoryContext before = CurrentMemoryContext;
 	Run			r = {0};
 	Oid			types[] = {OIDOID, JSONBOID, INT8OID};
@@ -85,12 +85,13 @@ swarm_llm_job(PG_FUNCTION_ARGS)
 	bool		isnull;
 	SwarmSpi	spi;
 
-	if (MyBackendType != B_BG_WORKER || fcinfo->context == NULL ||
+	if (PG_ARGISNULL(0) || MyBackendType != B_BG_WORKER || fcinfo->context == NULL ||
 		!IsA(fcinfo->context, CallContext) || ((CallContext *) fcinfo->context)->atomic)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("only a runner can ask a model"),
 				 errhint("Use swarm.llm_ask().")));
+	row = PG_GETARG_HEAPTUPLEHEADER(0);
 	r.context = AllocSetContextCreate(before, "pg_swarm conversation", ALLOCSET_DEFAULT_SIZES);
 	r.turn = AllocSetContextCreate(r.context, "pg_swarm turn", ALLOCSET_DEFAULT_SIZES);
 	r.job = DatumGetInt64(GetAttributeByNum(row, JOB_ID, &isnull));
@@ -271,7 +272,10 @@ receive(Run *r)
 		finished = swarm_llm_turn(request, stored < request->answer.text.len ? (long) due : TURN_MS);
 		if (attempt != request->net->attempts)
 		{
-			/* the text begins anew; the old one is replaced with the first new */
+			/*
+			 * the text begins anew; the old one is replaced with the first
+			 * new
+			 */
 			attempt = request->net->attempts;
 			stored = 0;
 		}
@@ -521,6 +525,7 @@ execute_tool(Run *r, Oid function, Datum input, bool read_only, char **result, b
 							  3, types, values, NULL, false, 1) != SPI_OK_SELECT || SPI_processed != 1)
 		elog(ERROR, "could not call function %u", function);
 	text = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+
 	*result = MemoryContextStrdup(r->turn, text ? text : "");
 	*failed = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
 	SPI_finish();

@@ -136,8 +136,8 @@ field(SwarmSse *sse, const char *name, size_t name_length, const char *value, si
 		memcpy(sse->name, value, keep);
 		sse->name[keep] = '\0';
 	}
-	return true;				/* comments have an empty name; id and retry are
-								 * not used */
+	return true;				/* comments have an empty name; id and retry
+								 * are not used */
 }
 
 static void

@@ -14,7 +14,8 @@
 #include <stddef.h>
 
 #define SWARM_SSE_NAME		64
-#define SWARM_SSE_LIMIT		(16 * 1024 * 1024)	/* bytes of a line, of an event */
+#define SWARM_SSE_LIMIT		(16 * 1024 * 1024)	/* bytes of a line, of an
+												 * event */
 
 typedef struct SwarmSseBuffer
 {
@@ -35,8 +36,10 @@ typedef struct SwarmSse
 	char		name[SWARM_SSE_NAME];
 	bool		has_data;		/* a data line was there, perhaps empty */
 	bool		after_cr;		/* a LF that comes now belongs to it */
-	bool		past_first;		/* the first line, which may have a BOM, is over */
-	bool		failed;			/* a line or an event was too long, or no memory */
+	bool		past_first;		/* the first line, which may have a BOM, is
+								 * over */
+	bool		failed;			/* a line or an event was too long, or no
+								 * memory */
 } SwarmSse;
 
 extern void swarm_sse_init(SwarmSse *sse, SwarmSseEmit emit, void *arg);
