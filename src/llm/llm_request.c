@@ -68,6 +68,7 @@ swarm_llm_submit(SwarmLlmServer *server, const char *path, const char *body, boo
 	net->body.memory = body;
 	net->body.fd = -1;
 	net->body.length = strlen(body);
+	net->at_once = true;
 	net->answer_limit = swarm_llm_max_answer_kb * INT64CONST(1024);
 	net->timeout_ms = server->timeout_ms;
 	net->stall_ms = server->stall_ms;

@@ -161,6 +161,7 @@ struct SwarmNetRequest
 	const char *ca_file;		/* or NULL: the system's */
 	bool		host_is_literal;	/* an address or localhost */
 	SwarmNetBody body;
+	bool		at_once;		/* send the body without asking first */
 	int			sink;			/* file for the body of a 2xx answer, or -1 */
 	int64		answer_limit;	/* bytes of an answer that are accepted */
 	int			max_attempts;

@@ -94,10 +94,10 @@ swarm_net_easy(SwarmNetState *state)
 		return NULL;
 
 	/*
-	 * A body in memory is sent at once: asking first (Expect: 100-continue)
-	 * costs a second wherever nobody answers that.
+	 * Asking first (Expect: 100-continue) costs a second wherever nobody
+	 * answers that.
 	 */
-	if (has_body && request->body.memory != NULL)
+	if (has_body && request->at_once)
 	{
 		struct curl_slist *more = curl_slist_append(state->headers, "Expect:");
 
