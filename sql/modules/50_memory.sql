@@ -7,6 +7,17 @@
 -- the caller.
 
 -- ---------------------------------------------------------------------
+-- HTTP servers that a namespace may be filled from
+-- ---------------------------------------------------------------------
+
+CREATE FUNCTION swarm._http_validator(options text[], catalog oid) RETURNS void
+LANGUAGE c STABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'swarm_http_validator';
+
+CREATE FOREIGN DATA WRAPPER swarm_http VALIDATOR swarm._http_validator;
+COMMENT ON FOREIGN DATA WRAPPER swarm_http IS 'HTTP servers as origins of memory namespaces; no tables';
+
+-- ---------------------------------------------------------------------
 -- Tables
 -- ---------------------------------------------------------------------
 
@@ -26,7 +37,14 @@ CREATE TABLE swarm._namespace (
     cached boolean NOT NULL DEFAULT true,
     embed boolean NOT NULL DEFAULT false,
     dims int NOT NULL DEFAULT 384,
-    description text
+    description text,
+    -- where a miss is filled from: a foreign server, by name (a dump brings no
+    -- OIDs); what stands before the key there; how long what came is kept
+    origin text,
+    origin_path text,
+    origin_ttl interval,
+    -- an index of the words without embeddings
+    words boolean NOT NULL DEFAULT false
 );
 
 -- Rights: to read, and with may_write to write. Grantee 0 is PUBLIC. A right
@@ -38,9 +56,12 @@ CREATE TABLE swarm._namespace_grant (
     PRIMARY KEY (namespace, grantee)
 );
 
--- Namespaces that were dropped and whose entries the sweep has to remove.
+-- Namespaces that were dropped and whose entries the sweep has to remove. Once
+-- it finds none, it looks again when the transactions of that time are over:
+-- one may have been storing.
 CREATE TABLE swarm._namespace_gone (
-    namespace int PRIMARY KEY
+    namespace int PRIMARY KEY,
+    horizon xid8
 );
 
 -- Entries. expires_at is the truth, exclusive, and in no index. sweep_at is
@@ -81,12 +102,13 @@ CREATE UNLOGGED TABLE swarm._memory_unlogged (
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX _memory_unlogged_sweep ON swarm._memory_unlogged (sweep_at) WHERE sweep_at IS NOT NULL;
 
--- What namespaces with embed are searched by: one partition a namespace, with
--- its own indexes (a dump could not bring those of the parent).
+-- What namespaces with embed or words are searched by: one partition a
+-- namespace, with its own indexes (a dump could not bring those of the parent).
+-- Without embed, embedding is NULL.
 CREATE TABLE swarm._recall (
     namespace int NOT NULL,
     key text COLLATE "C" NOT NULL,
-    embedding real[] NOT NULL,
+    embedding real[],
     words tsvector NOT NULL
 ) PARTITION BY LIST (namespace);
 
@@ -179,7 +201,7 @@ CREATE VIEW swarm._namespace_all AS
 SELECT n.* FROM swarm._namespace n
 UNION ALL
 SELECT b.id, b.name COLLATE "C", s.nspowner::regrole, b.default_ttl, NULL, NULL, 'reject', 'logged', true, false, 384,
-       b.description
+       b.description, NULL, NULL, NULL, false
 FROM swarm._namespace_builtin() b, pg_catalog.pg_namespace s
 WHERE s.nspname = 'swarm' AND NOT EXISTS (SELECT FROM swarm._namespace n WHERE n.id = b.id);
 
@@ -218,19 +240,29 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'durability must be "logged" or "unlogged"';
     END IF;
-    IF n.cached IS NULL OR n.embed IS NULL OR n.dims IS NULL OR n.dims NOT BETWEEN 8 AND 2000 THEN
+    IF n.cached IS NULL OR n.embed IS NULL OR n.words IS NULL OR n.dims IS NULL OR n.dims NOT BETWEEN 8 AND 2000 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'cached and embed must not be null, and dims must be between 8 and 2000';
+            MESSAGE = 'cached, embed and words must not be null, and dims must be between 8 and 2000';
+    END IF;
+    IF n.origin_ttl <= '0' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'origin_ttl must be greater than zero, or null for one day';
     END IF;
 END $$;
 
--- Make the partition that a namespace with embed is searched by.
-CREATE FUNCTION swarm._recall_create(id int, dims int) RETURNS void
+-- Make the partition that a namespace is searched by.
+CREATE FUNCTION swarm._recall_create(id int) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     EXECUTE format('CREATE TABLE swarm._recall_%s PARTITION OF swarm._recall FOR VALUES IN (%s)', id, id);
     EXECUTE format('CREATE UNIQUE INDEX ON swarm._recall_%s (key)', id);
     EXECUTE format('CREATE INDEX ON swarm._recall_%s USING gin (words)', id);
+END $$;
+
+-- Its index of embeddings; made after they are where there are some.
+CREATE FUNCTION swarm._recall_index(id int, dims int) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
     EXECUTE format('CREATE INDEX ON swarm._recall_%s USING qhnsw (embedding @extschema@.real_cosine_ops) WITH (dims = %s)', id, dims);
 END $$;
 
@@ -242,7 +274,8 @@ DECLARE
     n swarm._namespace;
     other text;
 BEGIN
-    n := ROW(0, name, caller, default_ttl, max_entries, max_bytes, evict, durability, cached, embed, dims, description);
+    n := ROW(0, name, caller, default_ttl, max_entries, max_bytes, evict, durability, cached, embed, dims, description,
+             NULL, NULL, NULL, false);
     PERFORM swarm._namespace_validate(n);
     -- a right on a namespace is one on those below: both ways must be the caller's
     LOCK TABLE swarm._namespace IN SHARE ROW EXCLUSIVE MODE;
@@ -261,7 +294,8 @@ BEGIN
     n.id := nextval('swarm._namespace_id_seq');
     INSERT INTO swarm._namespace SELECT n.*;
     IF embed THEN
-        PERFORM swarm._recall_create(n.id, dims);
+        PERFORM swarm._recall_create(n.id);
+        PERFORM swarm._recall_index(n.id, dims);
     END IF;
 END $$;
 
@@ -274,6 +308,40 @@ CREATE FUNCTION swarm.namespace_create(name text, default_ttl interval = NULL, m
 RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_namespace_create';
 COMMENT ON FUNCTION swarm.namespace_create IS 'create a memory namespace, with its settings';
+
+-- Error unless a namespace may be filled from its origin: both who says so and
+-- the owner, as whom the job runs, need USAGE on the server.
+CREATE FUNCTION swarm._origin_check(caller oid, n swarm._namespace) RETURNS void
+LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    server oid;
+    wrapper name;
+    part text;
+BEGIN
+    SELECT s.oid, w.fdwname INTO server, wrapper
+    FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw WHERE s.srvname = n.origin;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('server "%s" does not exist', n.origin);
+    END IF;
+    IF NOT has_server_privilege(caller, server, 'USAGE') OR NOT has_server_privilege(n.owner::oid, server, 'USAGE') THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('permission denied for foreign server %s', n.origin),
+            HINT = format('The owner of the namespace needs it: GRANT USAGE ON FOREIGN SERVER %I TO ...', n.origin);
+    END IF;
+    IF wrapper NOT IN ('swarm_s3', 'swarm_http') THEN
+        RAISE EXCEPTION USING ERRCODE = 'wrong_object_type',
+            MESSAGE = format('server "%s" is not a server of wrapper "swarm_s3" or "swarm_http"', n.origin);
+    END IF;
+    part := coalesce(n.origin_path, '');
+    IF wrapper = 'swarm_s3' AND part !~ '^[A-Za-z0-9][A-Za-z0-9._-]{2,62}(/.*)?$' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'origin_path must begin with a bucket', HINT = 'For example: bucket, or bucket/prefix/.';
+    END IF;
+    IF octet_length(part) > 900 OR part ~ '[[:cntrl:]]' OR starts_with(part, '/') OR part ~ '(^|/)\.\.?(/|$)' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'origin_path is not valid',
+            HINT = 'It has no slash at its beginning, no segments "." and "..", no control characters.';
+    END IF;
+END $$;
 
 -- The settings in a JSON object replace those there were.
 CREATE FUNCTION swarm._namespace_alter(caller oid, name text, settings jsonb)
@@ -289,28 +357,39 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'settings must be a JSON object';
     END IF;
     SELECT k INTO wrong FROM jsonb_object_keys(settings) k
-    WHERE k NOT IN ('default_ttl', 'max_entries', 'max_bytes', 'evict', 'cached', 'embed', 'dims', 'description') LIMIT 1;
+    WHERE k NOT IN ('default_ttl', 'max_entries', 'max_bytes', 'evict', 'cached', 'embed', 'dims', 'description',
+                    'words', 'origin', 'origin_path', 'origin_ttl') LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('setting "%s" of a namespace cannot be changed', wrong),
-            HINT = 'default_ttl, max_entries, max_bytes, evict, cached, embed, dims and description can.';
+            HINT = 'default_ttl, max_entries, max_bytes, evict, cached, embed, dims, words, description, origin, origin_path and origin_ttl can.';
     END IF;
     LOCK TABLE swarm._namespace IN SHARE ROW EXCLUSIVE MODE;
     SELECT * INTO was FROM swarm._namespace_all a WHERE a.id = space;
     n := jsonb_populate_record(was, settings);
     PERFORM swarm._namespace_validate(n);
+    IF n.origin IS NOT NULL AND (n.origin, n.origin_path) IS DISTINCT FROM (was.origin, was.origin_path) THEN
+        PERFORM swarm._origin_check(caller, n);
+    END IF;
     -- whoever writes there now goes by the old limits
     PERFORM swarm._namespace_lock(space);
     INSERT INTO swarm._namespace AS t SELECT n.*
     ON CONFLICT (id) DO UPDATE SET default_ttl = EXCLUDED.default_ttl, max_entries = EXCLUDED.max_entries,
         max_bytes = EXCLUDED.max_bytes, evict = EXCLUDED.evict, cached = EXCLUDED.cached, embed = EXCLUDED.embed,
-        dims = EXCLUDED.dims, description = EXCLUDED.description;
-    IF was.embed AND (NOT n.embed OR n.dims <> was.dims) THEN
-        EXECUTE format('DROP TABLE swarm._recall_%s', space);
-    END IF;
-    IF n.embed AND (NOT was.embed OR n.dims <> was.dims) THEN
-        PERFORM swarm._recall_create(space, n.dims);
-        PERFORM swarm._memory_reembed(caller, name);
+        dims = EXCLUDED.dims, description = EXCLUDED.description, origin = EXCLUDED.origin,
+        origin_path = EXCLUDED.origin_path, origin_ttl = EXCLUDED.origin_ttl, words = EXCLUDED.words;
+    IF (was.embed, was.embed OR was.words, CASE WHEN was.embed THEN was.dims END)
+        IS DISTINCT FROM (n.embed, n.embed OR n.words, CASE WHEN n.embed THEN n.dims END) THEN
+        IF was.embed OR was.words THEN
+            EXECUTE format('DROP TABLE swarm._recall_%s', space);
+        END IF;
+        IF n.embed OR n.words THEN
+            PERFORM swarm._recall_create(space);
+            PERFORM swarm._memory_reembed(caller, name);
+            IF n.embed THEN
+                PERFORM swarm._recall_index(space, n.dims);
+            END IF;
+        END IF;
     END IF;
 END $$;
 
@@ -351,8 +430,8 @@ BEGIN
         PERFORM swarm._namespace_lock(n.id);
         DELETE FROM swarm._namespace t WHERE t.id = n.id;
         DELETE FROM swarm._namespace_grant g WHERE g.namespace = n.id;
-        INSERT INTO swarm._namespace_gone VALUES (n.id) ON CONFLICT DO NOTHING;
-        IF n.embed THEN
+        INSERT INTO swarm._namespace_gone (namespace) VALUES (n.id) ON CONFLICT DO NOTHING;
+        IF n.embed OR n.words THEN
             EXECUTE format('DROP TABLE swarm._recall_%s', n.id);
         END IF;
         dropped := dropped + 1;
@@ -497,6 +576,14 @@ RETURNS swarm.memory_entry LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_memory_wait';
 COMMENT ON FUNCTION swarm.memory_wait IS 'wait until an entry is there, or has another version, without polling';
 
+-- Handler of kind memory_fill: fetches keys from the origin of a namespace.
+-- Everybody may execute it, only a runner can; it does what the settings of a
+-- namespace of the job's owner say.
+CREATE PROCEDURE swarm._memory_fill(job swarm.job) LANGUAGE c
+AS 'MODULE_PATHNAME', 'swarm_memory_fill';
+INSERT INTO swarm._handler (id, kind, owner, handler)
+VALUES (10, 'memory_fill', 10::oid::regrole, 'swarm._memory_fill');
+
 -- ---------------------------------------------------------------------
 -- Lists, clearing, sweeping
 -- ---------------------------------------------------------------------
@@ -564,9 +651,11 @@ COMMENT ON FUNCTION swarm.memory_clear IS 'remove the entries whose key begins w
 
 -- One batch of one table: remove what has expired, look later at what lives
 -- longer than it was to. Returns rows removed and rows looked at. Both
--- statements find their rows by the index on sweep_at.
+-- statements find their rows by the index on sweep_at, in its order also before
+-- there are statistics: the planner would sort all that is due for each batch.
 CREATE FUNCTION swarm._memory_sweep_table(entries text, now timestamptz, lim int, OUT removed bigint, OUT seen bigint)
-LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+SET enable_sort = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_variable
 DECLARE
     s swarm._memory_swept;
@@ -631,7 +720,11 @@ BEGIN
         END LOOP;
         total := total + n;
         IF n = 0 THEN
-            DELETE FROM swarm._namespace_gone g WHERE g.namespace = gone;
+            -- one of a restored dump may be of another server
+            UPDATE swarm._namespace_gone g SET horizon = pg_snapshot_xmax(pg_current_snapshot())
+            WHERE g.namespace = gone AND (g.horizon IS NULL OR g.horizon > pg_snapshot_xmax(pg_current_snapshot()));
+            DELETE FROM swarm._namespace_gone g
+            WHERE g.namespace = gone AND g.horizon <= pg_snapshot_xmin(pg_current_snapshot());
         END IF;
     END LOOP;
     RETURN total;
@@ -697,7 +790,7 @@ DECLARE
     done bigint;
 BEGIN
     SELECT * INTO n FROM swarm._namespace_all a WHERE a.id = space;
-    IF NOT n.embed THEN
+    IF NOT n.embed AND NOT n.words THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('namespace "%s" keeps no embeddings', namespace),
             HINT = format('SELECT swarm.namespace_alter(%L, ''{"embed": true}'').', namespace);
@@ -705,10 +798,10 @@ BEGIN
     PERFORM swarm._namespace_lock(space);
     EXECUTE format('DELETE FROM swarm._recall_%s', space);
     EXECUTE format(
-        'INSERT INTO swarm._recall_%s SELECT namespace, key, swarm.embed(t, $2), swarm._memory_words(t)
+        'INSERT INTO swarm._recall_%s SELECT namespace, key, CASE WHEN $2 > 0 THEN swarm.embed(t, $2) END, swarm._memory_words(t)
          FROM %s, swarm._memory_text(key, value) t
          WHERE namespace = $1 AND (expires_at IS NULL OR expires_at > swarm._now())', space, entries)
-    USING space, n.dims;
+    USING space, CASE WHEN n.embed THEN n.dims ELSE 0 END;
     GET DIAGNOSTICS done = ROW_COUNT;
     RETURN done;
 END $$;
@@ -720,15 +813,17 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_memory_reembed';
 COMMENT ON FUNCTION swarm.memory_reembed IS 'compute the embeddings of all entries of a namespace anew';
 
+-- A filter that few entries pass does not cost answers: the index goes on. The
+-- namespace is read through indexes, whatever the planner thinks of so few rows.
 CREATE FUNCTION swarm._memory_search(caller oid, namespace text, query text, lim int, mode text, filter jsonb, embedding real[])
 RETURNS SETOF swarm.memory_match LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp AS $$
+SET search_path = pg_catalog, pg_temp SET qhnsw.iterative_scan = relaxed SET qhnsw.max_scan_tuples = -1 SET enable_seqscan = off AS $$
 #variable_conflict use_variable
 DECLARE
     space int := swarm._namespace_check(caller, namespace, 'read');
-    entries text := swarm._memory_table(space);
+    entries text;
     n swarm._namespace;
-    words tsquery := swarm._memory_query(query);
+    words tsquery;
     by_text boolean;
     by_meaning boolean;
     depth int;
@@ -746,7 +841,18 @@ BEGIN
     IF query IS NULL AND (embedding IS NULL OR mode <> 'semantic') THEN
         RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed', MESSAGE = 'query must not be null';
     END IF;
-    SELECT * INTO n FROM swarm._namespace_all a WHERE a.id = space;
+    SELECT * INTO n FROM swarm._namespace t WHERE t.id = space;
+    IF NOT FOUND THEN
+        SELECT * INTO n FROM swarm._namespace_all a WHERE a.id = space;
+    END IF;
+    IF n.durability = 'logged' THEN
+        entries := 'swarm._memory';
+    ELSIF NOT pg_is_in_recovery() THEN
+        entries := 'swarm._memory_unlogged';
+    END IF;
+    IF query IS NOT NULL AND (mode <> 'semantic' OR embedding IS NULL) THEN
+        words := swarm._memory_query(query);
+    END IF;
     IF mode = 'semantic' AND NOT n.embed THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('namespace "%s" keeps no embeddings', namespace),
@@ -768,7 +874,7 @@ BEGIN
     depth := CASE WHEN mode = 'hybrid' THEN greatest(lim * 4, 40) ELSE lim END;
     IF NOT by_text THEN
         text_list := 'SELECT NULL::text AS key, 0::float8 AS rank WHERE false';
-    ELSIF n.embed THEN
+    ELSIF n.embed OR n.words THEN
         text_list := format(
             'SELECT r.key::text, ts_rank_cd(r.words, $3, 1)::float8 AS rank FROM swarm._recall_%s r JOIN %s m ON m.key = r.key
              WHERE r.words @@ $3 AND %s ORDER BY rank DESC, r.key LIMIT $5', space, entries, visible);
@@ -785,11 +891,22 @@ BEGIN
     ELSE
         meaning_list := 'SELECT NULL::text AS key, 0::float8 AS distance WHERE false';
     END IF;
+    IF mode = 'semantic' THEN
+        -- the list alone: a simple query is planned sooner
+        RETURN QUERY EXECUTE format(
+            'SELECT %L::text, f.* FROM (
+                 SELECT r.key::text, m.value, 1 - (r.embedding OPERATOR(@extschema@.<=>) $4),
+                        r.embedding OPERATOR(@extschema@.<=>) $4 AS distance, m.version, m.tags, m.expires_at, m.updated_at
+                 FROM swarm._recall_%s r JOIN %s m ON m.key = r.key
+                 WHERE %s ORDER BY r.embedding OPERATOR(@extschema@.<=>) $4 LIMIT $5) f
+             ORDER BY f.distance, f.key COLLATE "C"', namespace, space, entries, visible)
+        USING space, filter, words, embedding, lim;
+        RETURN;
+    END IF;
     RETURN QUERY EXECUTE format(
         'WITH t AS MATERIALIZED (SELECT key, rank, row_number() OVER (ORDER BY rank DESC, key COLLATE "C") AS place FROM (%s) l),
               s AS MATERIALIZED (SELECT key, distance, row_number() OVER (ORDER BY distance, key COLLATE "C") AS place FROM (%s) l),
               f AS (SELECT key, CASE %L WHEN ''text'' THEN t.rank
-                                        WHEN ''semantic'' THEN 1 - s.distance
                                         ELSE coalesce(1.0 / (60 + t.place), 0) + coalesce(1.0 / (60 + s.place), 0) END::float8 AS score,
                            s.distance
                     FROM t FULL JOIN s USING (key))
@@ -891,27 +1008,113 @@ COMMENT ON FUNCTION swarm.memory_usage IS 'store, retrieve, list, delete and sea
 -- Results of queries
 -- ---------------------------------------------------------------------
 
--- swarm.cached(namespace, key, sql, ttl): the rows of a query as a JSON array
--- of objects, from memory if they are there; else the query is run, as the
--- caller, and its result stored. One session computes, the others wait for its
--- transaction. Errors: rights, and those of the query.
-CREATE FUNCTION swarm.cached(namespace text, key text, sql text, ttl interval = NULL)
+-- Trigger of tables that results of swarm.cached() depend on.
+CREATE FUNCTION swarm._cache_table_changed() RETURNS trigger
+LANGUAGE c AS 'MODULE_PATHNAME', 'swarm__cache_table_changed';
+
+-- What a result computed from now on goes by: as long as these tables do not
+-- change it stays the same. NULL: nothing can be said at this moment (somebody
+-- is committing a change, this transaction has made one, or does not see new
+-- ones; standby, no preload).
+CREATE FUNCTION swarm._cache_stamp(tables oid[]) RETURNS text
+LANGUAGE c VOLATILE STRICT PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'swarm__cache_stamp';
+
+-- The tables and their partitions. Errors: 42809 no table, 55000 not watched.
+CREATE FUNCTION swarm._cache_tables(tables regclass[]) RETURNS oid[]
+LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    result oid[];
+    wrong regclass;
+BEGIN
+    SELECT array_agg(DISTINCT x.relid ORDER BY x.relid), min(x.relid) FILTER (WHERE NOT x.watched) INTO result, wrong
+    FROM (SELECT coalesce(p.relid, t)::oid AS relid,
+                 EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = coalesce(p.relid, t) AND g.tgenabled = 'A'
+                         AND g.tgfoid = 'swarm._cache_table_changed'::regproc) AS watched
+          FROM unnest(tables) t LEFT JOIN LATERAL pg_partition_tree(t) p ON true) x;
+    IF wrong IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = format('changes of table %s are not watched', wrong),
+            HINT = format('SELECT swarm.cache_watch(%L)', wrong);
+    END IF;
+    RETURN coalesce(result, '{}');
+END $$;
+
+-- swarm.cache_watch(table): let results of swarm.cached() depend on a table: a
+-- statement trigger on it and its partitions. Needs TRIGGER on them. Errors:
+-- 42501, 42809 no table.
+CREATE FUNCTION swarm.cache_watch("table" regclass) RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    t regclass;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = $1 AND c.relkind IN ('r', 'p')) THEN
+        RAISE EXCEPTION USING ERRCODE = 'wrong_object_type', MESSAGE = format('"%s" is not a table', $1);
+    END IF;
+    FOR t IN SELECT coalesce(p.relid, $1) FROM (SELECT) x LEFT JOIN LATERAL pg_partition_tree($1) p ON true LOOP
+        IF EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t AND g.tgfoid = 'swarm._cache_table_changed'::regproc) THEN
+            EXECUTE format('DROP TRIGGER swarm_cache_watch ON %s', t);
+        END IF;
+        EXECUTE format('CREATE TRIGGER swarm_cache_watch AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s
+                        FOR EACH STATEMENT EXECUTE FUNCTION swarm._cache_table_changed()', t);
+        EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER swarm_cache_watch', t);
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION swarm.cache_watch IS 'let results of swarm.cached() depend on a table';
+
+CREATE FUNCTION swarm.cache_unwatch("table" regclass) RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    t regclass;
+BEGIN
+    FOR t IN SELECT g.tgrelid FROM pg_trigger g WHERE g.tgfoid = 'swarm._cache_table_changed'::regproc
+             AND (g.tgrelid = $1 OR g.tgrelid IN (SELECT p.relid FROM pg_partition_tree($1) p)) LOOP
+        EXECUTE format('DROP TRIGGER swarm_cache_watch ON %s', t);
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION swarm.cache_unwatch IS 'take the trigger of swarm.cache_watch() away';
+
+-- swarm.cached(namespace, key, sql, ttl, tables): the rows of a query as a JSON
+-- array of objects, from memory if they are there; else the query is run, as
+-- the caller, and its result stored, for ttl, the namespace's default_ttl, or an
+-- hour. One session computes, the others wait for its transaction. With tables
+-- a result is good until one of them changes. Errors: rights, those of the
+-- query, 55000 a table is not watched.
+CREATE FUNCTION swarm.cached(namespace text, key text, sql text, ttl interval = NULL, tables regclass[] = NULL)
 RETURNS jsonb LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE AS $$
 #variable_conflict use_variable
 DECLARE
-    found pg_catalog.jsonb := swarm.memory_get(namespace, key);
+    found pg_catalog.jsonb;
+    relids pg_catalog.oid[];
+    stamp pg_catalog.text;
 BEGIN
     -- no search_path of its own: names in the query are the caller's
-    IF found IS NOT NULL THEN
-        RETURN found;
-    END IF;
-    PERFORM pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(pg_catalog.concat(namespace, E'\x01', key), 5077));
-    found := swarm.memory_get(namespace, key);
-    IF found IS NOT NULL THEN
-        RETURN found;
-    END IF;
+    FOR i IN 1 .. 2 LOOP
+        IF tables IS NULL THEN
+            found := swarm.memory_get(namespace, key);
+            IF found IS NOT NULL THEN
+                RETURN found;
+            END IF;
+        ELSE
+            relids := swarm._cache_tables(tables);
+            -- before it is read, and before the query's snapshot
+            stamp := swarm._cache_stamp(relids);
+            found := swarm.memory_get(namespace, key);
+            IF found OPERATOR(pg_catalog.->>) 'stamp' OPERATOR(pg_catalog.=) stamp THEN
+                RETURN found OPERATOR(pg_catalog.->) 'result';
+            END IF;
+            EXIT WHEN stamp IS NULL;
+        END IF;
+        IF i OPERATOR(pg_catalog.=) 1 THEN
+            PERFORM pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(pg_catalog.concat(namespace, E'\x01', key), 5077));
+        END IF;
+    END LOOP;
     EXECUTE pg_catalog.concat('SELECT coalesce(pg_catalog.jsonb_agg(pg_catalog.to_jsonb(_q)), ''[]'') FROM (', sql, E'\n) _q') INTO found;
-    PERFORM swarm.memory_store(namespace, key, found, ttl);
+    IF tables IS NULL OR stamp IS NOT NULL THEN
+        PERFORM swarm.memory_store(namespace, key,
+            CASE WHEN tables IS NULL THEN found ELSE pg_catalog.jsonb_build_object('stamp', stamp, 'result', found) END,
+            coalesce(ttl, (SELECT n.default_ttl FROM swarm.namespaces n WHERE n.name OPERATOR(pg_catalog.=) namespace), '3600 s'));
+    END IF;
     RETURN found;
 END $$;
 COMMENT ON FUNCTION swarm.cached IS 'the result of a query as jsonb: from memory, or computed once and stored';
@@ -1083,7 +1286,8 @@ CREATE POLICY reader ON swarm._memory_unlogged FOR SELECT
 
 CREATE VIEW swarm.namespaces WITH (security_barrier = true) AS
 SELECT n.name::text, n.owner, n.default_ttl, n.max_entries, n.max_bytes, n.evict, n.durability, n.cached, n.embed, n.dims,
-       n.description, swarm._namespace_may(n.id, 'write') AS may_write, swarm._namespace_may(n.id, 'own') AS own
+       n.description, swarm._namespace_may(n.id, 'write') AS may_write, swarm._namespace_may(n.id, 'own') AS own,
+       n.words, n.origin, n.origin_path, n.origin_ttl
 FROM swarm._namespace_all n
 WHERE swarm._namespace_may(n.id, 'read');
 COMMENT ON VIEW swarm.namespaces IS 'memory namespaces that the current role may read, with their settings';
@@ -1127,7 +1331,7 @@ COMMENT ON VIEW swarm.stat_memory IS 'entries and bytes of each memory namespace
 
 CREATE FUNCTION swarm._cache_stats(OUT size bigint, OUT used bigint, OUT entries bigint, OUT hits bigint, OUT misses bigint,
     OUT bypasses bigint, OUT table_hits bigint, OUT table_misses bigint, OUT fills bigint, OUT evictions bigint,
-    OUT invalidations bigint)
+    OUT invalidations bigint, OUT origin_asks bigint, OUT origin_fills bigint, OUT origin_misses bigint)
 LANGUAGE c VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'swarm__cache_stats';
 

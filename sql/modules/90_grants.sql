@@ -83,7 +83,7 @@ REVOKE ALL ON FUNCTION swarm.maintenance_schedule() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.maintenance_unschedule() FROM PUBLIC;
 REVOKE ALL ON FUNCTION
     swarm._memory_changed(), swarm._namespace_changed(), swarm._namespace_check(oid, text, text),
-    swarm._namespace_validate(swarm._namespace), swarm._recall_create(int, int), swarm._namespace_lock(int),
+    swarm._namespace_validate(swarm._namespace), swarm._origin_check(oid, swarm._namespace), swarm._recall_create(int), swarm._recall_index(int, int), swarm._namespace_lock(int),
     swarm._namespace_create(oid, text, interval, bigint, bigint, text, text, boolean, boolean, int, text),
     swarm._namespace_alter(oid, text, jsonb), swarm._namespace_drop(oid, text, boolean),
     swarm._namespace_grant(oid, text, text, text), swarm._namespace_revoke(oid, text, text), swarm._grantee(text),

@@ -187,6 +187,8 @@ swarm_hnsw_build(Relation heap, Relation rel, IndexInfo *info)
 	}
 	else
 	{
+		if (sample.tuples > 0)
+			swarm_hnsw_leave_out_null(rel);
 		if (RelationNeedsWAL(rel))
 			log_newpage_range(rel, MAIN_FORKNUM, 0,
 							  RelationGetNumberOfBlocks(rel), true);

@@ -24,11 +24,19 @@
 /* The page number that stands for the fold: one at a time. */
 #define FOLD_LOCK		0
 
+/*
+ * An insert that finds the pending list too long links so many rows; when
+ * others add faster than that, it waits for its turn from a list this many
+ * times too long on.
+ */
+#define FOLD_AT_ONCE	16
+#define FOLD_WAIT		2
+
 /* A fold of more than this part of the nodes makes sure that all are found. */
 #define CONNECT_SHARE	256
 
 static SwarmNodeId insert_vector(Relation rel, Datum value, ItemPointer tid,
-								 bool *over);
+								 uint32 *over);
 static SwarmNodeId insert_odd(Relation rel, ItemPointer tid, uint16 flags);
 static SwarmNodeId store_node(SwarmHnswIndex *index, Relation rel,
 							  ItemPointer tid, const SwarmHnswCode *code,
@@ -49,7 +57,7 @@ swarm_hnsw_insert(Relation rel, Datum *values, bool *isnull, ItemPointer tid,
 												  "qhnsw insert",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
-	bool		over = false;
+	uint32		over = 0;
 
 	if (isnull[0])
 		insert_odd(rel, tid, SWARM_NODE_NULL);
@@ -57,17 +65,17 @@ swarm_hnsw_insert(Relation rel, Datum *values, bool *isnull, ItemPointer tid,
 		insert_vector(rel, values[0], tid, &over);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(context);
-	if (over)
-		swarm_hnsw_fold(rel, false);
+	if (over > 0)
+		swarm_hnsw_fold_some(rel, over >= FOLD_WAIT, FOLD_AT_ONCE);
 	return false;
 }
 
 /*
  * insert_vector: store a vector, and link it when the index says so.  *over:
- * the pending list has got too long.
+ * how many times as long as it may be the pending list is.
  */
 static SwarmNodeId
-insert_vector(Relation rel, Datum value, ItemPointer tid, bool *over)
+insert_vector(Relation rel, Datum value, ItemPointer tid, uint32 *over)
 {
 	SwarmHnswIndex *index = swarm_hnsw_open(rel);
 	bool		fast = swarm_hnsw_get_options(rel)->fastupdate;
@@ -106,7 +114,7 @@ insert_vector(Relation rel, Datum value, ItemPointer tid, bool *over)
 		Size		bytes = (Size) index->meta.pending *
 		index->layout.slot_size[SWARM_STREAM_NODE];
 
-		*over = bytes / 1024 >= swarm_hnsw_pending_list_limit;
+		*over = bytes / 1024 / swarm_hnsw_pending_list_limit;
 		swarm_hnsw_ask_fold(index, rel);
 	}
 	else
@@ -130,6 +138,8 @@ insert_odd(Relation rel, ItemPointer tid, uint16 flags)
 	SwarmHnswCode code = {0};
 
 	/* Nothing can be stored before the first vector fixed the format. */
+	if (index->meta.dims == 0)
+		swarm_hnsw_leave_out_null(rel);
 	if (index->meta.dims == 0)
 		return SWARM_NODE_NONE;
 	code.generation = index->meta.generation;

@@ -106,7 +106,7 @@ typedef struct SwarmHnswMeta
 	uint8		metric;
 	uint8		bits;			/* of the traversal code */
 	uint8		refine_bits;
-	uint8		unused;
+	bool		nulls_left_out; /* nulls came before dims were known */
 	uint32		m;
 	uint32		ef_construction;
 	uint64		seed;			/* of the rotation and the levels */
@@ -222,6 +222,7 @@ typedef struct SwarmHnswIndex
 	uint64		used;			/* for eviction */
 	TransactionId asked;		/* for a fold, by this (sub)transaction */
 	int			pins;			/* scans that hold it */
+	bool		forgotten;		/* goes with its last pin */
 	SwarmHnswOpclass opclass;
 	SwarmHnswMeta meta;			/* as of the last open */
 	SwarmHnswLayout layout;
@@ -305,6 +306,7 @@ swarm_hnsw_read_node(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 /* hnsw_open.c */
 extern SwarmHnswIndex *swarm_hnsw_open(Relation rel);
 extern void swarm_hnsw_forget(Relation rel);
+extern void swarm_hnsw_unpin(SwarmHnswIndex *index);
 extern const SwarmHnswOpclass *swarm_hnsw_opclass(Relation rel);
 extern void swarm_hnsw_setup(SwarmHnswIndex *index);
 extern void swarm_hnsw_meta_fill(Relation rel, SwarmHnswMeta *meta, int dims);
@@ -608,6 +610,10 @@ typedef struct SwarmHnswCounters
 extern bool swarm_hnsw_last_counters(SwarmHnswCounters *counters);
 extern void swarm_hnsw_scan_counters(const void *opaque,
 									 SwarmHnswCounters *counters);
+
+/* hnsw_nulls.c */
+extern void swarm_hnsw_leave_out_null(Relation rel);
+extern int64 swarm_hnsw_find_nulls(IndexScanDesc scan, ItemPointerData **tids);
 
 /* hnsw_explain.c */
 extern void swarm_hnsw_explain_init(void);

@@ -2,8 +2,10 @@
  * hnsw_many.c
  *	  swarm.search_many: one call, many queries.
  *
- * One statement is planned once and run for every query, with the rights, the
- * policies and the snapshot of the caller.  What many queries share they share
+ * All queries use the rights, the policies and the snapshot of the caller.
+ * Where nothing but the rows of one table of real[] is involved, one scan of the index is
+ * opened and started anew for every query; else one statement is planned once
+ * and run for every query.  What many queries share besides, they share
  * through the backend's open index: its hints, its entries, and pages that are
  * still in the processor's cache.
  */
@@ -11,16 +13,27 @@
 
 #include "access/genam.h"
 #include "access/relation.h"
+#include "access/relscan.h"
+#include "access/tableam.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_operator.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "commands/defrem.h"
+#include "executor/executor.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "optimizer/cost.h"
+#include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/float.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/rls.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 #include "base/compat.h"
@@ -29,9 +42,32 @@
 
 #define MAX_LIMIT	10000
 
-static Oid	find_operator(Oid relid, const char *column, Oid *type);
-static char *many_statement(Oid relid, const char *column, Oid operator,
-							Oid type);
+/* What to search by. */
+typedef struct ManyTarget
+{
+	Oid			relid;
+	const char *column;
+	AttrNumber	attribute;
+	Oid			type;			/* of the column */
+	Oid			index;
+	Oid			operator;		/* the index's distance */
+} ManyTarget;
+
+/* A row that a query found. */
+typedef struct ManyRow
+{
+	ItemPointerData tid;
+	bool		isnull;
+	double		distance;
+} ManyRow;
+
+static void find_target(Oid relid, const char *column, ManyTarget *target);
+static bool may_scan(const ManyTarget *target);
+static void many_by_scan(const ManyTarget *target, ArrayType *queries,
+						 int32 lim, ReturnSetInfo *result);
+static void many_by_statement(const ManyTarget *target, ArrayType *queries,
+							  int32 lim, ReturnSetInfo *result);
+static char *many_statement(const ManyTarget *target);
 static ArrayType *nth_query(ArrayType *queries, int n);
 
 /*
@@ -47,10 +83,7 @@ swarm_search_many(PG_FUNCTION_ARGS)
 	ArrayType  *queries = PG_GETARG_ARRAYTYPE_P(2);
 	int32		lim = PG_GETARG_INT32(3);
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	Oid			type;
-	Oid			operator;
-	Oid			types[2] = {FLOAT4ARRAYOID, INT4OID};
-	SPIPlanPtr	plan;
+	ManyTarget	target;
 
 	if (lim < 1 || lim > MAX_LIMIT)
 		ereport(ERROR,
@@ -68,13 +101,140 @@ swarm_search_many(PG_FUNCTION_ARGS)
 				 errmsg("queries must not contain nulls")));
 
 	InitMaterializedSRF(fcinfo, 0);
-	operator = find_operator(relid, column, &type);
+	find_target(relid, column, &target);
 	if (ARR_NDIM(queries) == 0)
 		PG_RETURN_NULL();
+	if (may_scan(&target))
+		many_by_scan(&target, queries, lim, result);
+	else
+		many_by_statement(&target, queries, lim, result);
+	PG_RETURN_NULL();
+}
+
+/*
+ * may_scan: would the statement do nothing but read the index and the rows of
+ * this very table?  Then that is done directly.  Policies, partitions and
+ * other children, a hook that checks rights, and an index that the planner
+ * would not take are left to the statement, as is the message to those who may
+ * not read the table.
+ */
+static bool
+may_scan(const ManyTarget *target)
+{
+	Relation	rel = relation_open(target->relid, NoLock);
+	Relation	index;
+	bool		good = target->type == FLOAT4ARRAYOID &&
+	(rel->rd_rel->relkind == RELKIND_RELATION ||
+	 rel->rd_rel->relkind == RELKIND_MATVIEW) &&
+	!has_subclass(target->relid) && RelationIsPopulated(rel);
+
+	relation_close(rel, NoLock);
+	if (!good || ExecutorCheckPerms_hook != NULL || !enable_indexscan ||
+		check_enable_rls(target->relid, InvalidOid, true) != RLS_NONE ||
+		pg_class_aclcheck(target->relid, GetUserId(), ACL_SELECT) != ACLCHECK_OK ||
+		swarm_proc_aclcheck(get_opcode(target->operator), GetUserId(),
+							ACL_EXECUTE) != ACLCHECK_OK)
+		return false;
+
+	/* As get_relation_info() has it. */
+	index = index_open(target->index, AccessShareLock);
+	good = RelationGetIndexPredicate(index) == NIL &&
+		(!index->rd_index->indcheckxmin ||
+		 TransactionIdPrecedes(HeapTupleHeaderGetXmin(index->rd_indextuple->t_data),
+							   TransactionXmin));
+	index_close(index, NoLock);
+	return good;
+}
+
+/*
+ * compare_rows: by distance; without one last.
+ */
+static int
+compare_rows(const void *a, const void *b)
+{
+	const ManyRow *x = a;
+	const ManyRow *y = b;
+
+	if (x->isnull || y->isnull)
+		return x->isnull - y->isnull;
+	return float8_cmp_internal(x->distance, y->distance);
+}
+
+/*
+ * many_by_scan: every query by a rescan of one index scan.
+ */
+static void
+many_by_scan(const ManyTarget *target, ArrayType *queries, int32 lim,
+			 ReturnSetInfo *result)
+{
+	Relation	rel = relation_open(target->relid, NoLock);
+	Relation	index = index_open(target->index, NoLock);
+	IndexScanDesc scan = swarm_index_beginscan(rel, index, GetActiveSnapshot(),
+											   0, 1);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	ManyRow    *rows = palloc(lim * sizeof(ManyRow));
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "search_many row",
+												  ALLOCSET_DEFAULT_SIZES);
+	FmgrInfo	distance;
+	ScanKeyData key;
+
+	fmgr_info(get_opcode(target->operator), &distance);
+	for (int i = 0; i < ARR_DIMS(queries)[0]; i++)
+	{
+		Datum		query = PointerGetDatum(nth_query(queries, i));
+		int			n = 0;
+
+		CHECK_FOR_INTERRUPTS();
+		ScanKeyEntryInitialize(&key, SK_ORDER_BY, 1, 1, InvalidOid, InvalidOid,
+							   distance.fn_oid, query);
+		index_rescan(scan, NULL, 0, &key, 1);
+		while (n < lim && index_getnext_slot(scan, ForwardScanDirection, slot))
+		{
+			MemoryContext old = MemoryContextSwitchTo(context);
+			ManyRow    *row = &rows[n++];
+			Datum		value = slot_getattr(slot, target->attribute, &row->isnull);
+
+			row->tid = slot->tts_tid;
+			if (!row->isnull)
+				row->distance = DatumGetFloat8(FunctionCall2(&distance, value, query));
+			MemoryContextSwitchTo(old);
+			MemoryContextReset(context);
+		}
+		qsort(rows, n, sizeof(ManyRow), compare_rows);
+		for (int j = 0; j < n; j++)
+		{
+			Datum		values[3] = {
+				Int32GetDatum(i + 1), PointerGetDatum(&rows[j].tid),
+				Float8GetDatum(rows[j].distance)
+			};
+			bool		isnull[3] = {false, false, rows[j].isnull};
+
+			tuplestore_putvalues(result->setResult, result->setDesc, values,
+								 isnull);
+		}
+		pfree(DatumGetPointer(query));
+	}
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	MemoryContextDelete(context);
+	index_close(index, NoLock);
+	relation_close(rel, NoLock);
+}
+
+/*
+ * many_by_statement: every query by a statement, as anyone could write it.
+ */
+static void
+many_by_statement(const ManyTarget *target, ArrayType *queries, int32 lim,
+				  ReturnSetInfo *result)
+{
+	Oid			types[2] = {FLOAT4ARRAYOID, INT4OID};
+	SPIPlanPtr	plan;
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	plan = SPI_prepare_cursor(many_statement(relid, column, operator, type), 2,
+	plan = SPI_prepare_cursor(many_statement(target), 2,
 							  types, CURSOR_OPT_GENERIC_PLAN);
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
@@ -101,29 +261,31 @@ swarm_search_many(PG_FUNCTION_ARGS)
 		pfree(query);
 	}
 	SPI_finish();
-	PG_RETURN_NULL();
 }
 
 /*
- * find_operator: the distance that a valid qhnsw index of the column is for,
- * and the type of the column.
+ * find_target: a valid qhnsw index of the column, the distance that it is for,
+ * and the type of the column.  The table stays locked.
  */
-static Oid
-find_operator(Oid relid, const char *column, Oid *type)
+static void
+find_target(Oid relid, const char *column, ManyTarget *target)
 {
 	Relation	rel = relation_open(relid, AccessShareLock);
 	AttrNumber	attribute = get_attnum(relid, column);
 	Oid			am = get_index_am_oid("qhnsw", false);
 	List	   *indexes;
 	ListCell   *cell;
-	Oid			operator = InvalidOid;
 
 	if (attribute == InvalidAttrNumber)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
 				 errmsg("column \"%s\" of relation \"%s\" does not exist", column,
 						RelationGetRelationName(rel))));
-	*type = get_atttype(relid, attribute);
+	target->relid = relid;
+	target->column = column;
+	target->attribute = attribute;
+	target->type = get_atttype(relid, attribute);
+	target->index = InvalidOid;
 	indexes = RelationGetIndexList(rel);
 	foreach(cell, indexes)
 	{
@@ -131,14 +293,17 @@ find_operator(Oid relid, const char *column, Oid *type)
 
 		if (index->rd_rel->relam == am && index->rd_index->indisvalid &&
 			index->rd_index->indkey.values[0] == attribute)
-			operator = get_opfamily_member(index->rd_opfamily[0],
-										   index->rd_opcintype[0],
-										   index->rd_opcintype[0], 1);
+		{
+			target->index = RelationGetRelid(index);
+			target->operator = get_opfamily_member(index->rd_opfamily[0],
+												   index->rd_opcintype[0],
+												   index->rd_opcintype[0], 1);
+		}
 		index_close(index, AccessShareLock);
-		if (OidIsValid(operator))
+		if (OidIsValid(target->index))
 			break;
 	}
-	if (!OidIsValid(operator))
+	if (!OidIsValid(target->index))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("column \"%s\" of relation \"%s\" has no qhnsw index",
@@ -146,7 +311,6 @@ find_operator(Oid relid, const char *column, Oid *type)
 				 errhint("Create one with CREATE INDEX ... USING qhnsw.")));
 	/* The lock stays: the names looked up next must still be there. */
 	relation_close(rel, NoLock);
-	return operator;
 }
 
 /*
@@ -154,17 +318,17 @@ find_operator(Oid relid, const char *column, Oid *type)
  * The order within a query is that of the exact distance.
  */
 static char *
-many_statement(Oid relid, const char *column, Oid operator, Oid type)
+many_statement(const ManyTarget *target)
 {
-	const char *schema = get_namespace_name(get_rel_namespace(relid));
-	const char *name = quote_qualified_identifier(schema, get_rel_name(relid));
-	HeapTuple	tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(operator));
+	const char *schema = get_namespace_name(get_rel_namespace(target->relid));
+	const char *name = quote_qualified_identifier(schema, get_rel_name(target->relid));
+	HeapTuple	tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(target->operator));
 	Form_pg_operator form = (Form_pg_operator) GETSTRUCT(tuple);
 	char	   *distance = psprintf("%s OPERATOR(%s.%s) $1::%s",
-									quote_identifier(column),
+									quote_identifier(target->column),
 									quote_identifier(get_namespace_name(form->oprnamespace)),
 									NameStr(form->oprname),
-									format_type_be_qualified(type));
+									format_type_be_qualified(target->type));
 
 	ReleaseSysCache(tuple);
 	return psprintf("SELECT row_id, distance FROM"

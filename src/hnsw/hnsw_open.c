@@ -127,8 +127,8 @@ remember(Relation rel)
 }
 
 /*
- * swarm_hnsw_forget: drop what is remembered of an index, unless a scan holds
- * it; then the file is the same and it stays good.
+ * swarm_hnsw_forget: drop what is remembered of an index.  What a scan holds
+ * goes when the last scan lets go of it.
  */
 void
 swarm_hnsw_forget(Relation rel)
@@ -141,10 +141,21 @@ swarm_hnsw_forget(Relation rel)
 	entry = hash_search(open_indexes, &relid, HASH_FIND, NULL);
 	if (entry == NULL)
 		return;
-	/* A pinned one of another file is left to its scans. */
+	entry->index->forgotten = true;
 	if (entry->index->pins == 0)
 		MemoryContextDelete(entry->index->context);
 	hash_search(open_indexes, &relid, HASH_REMOVE, NULL);
+}
+
+/*
+ * swarm_hnsw_unpin: a scan needs an index no longer.
+ */
+void
+swarm_hnsw_unpin(SwarmHnswIndex *index)
+{
+	Assert(index->pins > 0);
+	if (--index->pins == 0 && index->forgotten)
+		MemoryContextDelete(index->context);
 }
 
 /*

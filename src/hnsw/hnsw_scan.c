@@ -28,11 +28,13 @@
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
 #include "base/compat.h"
+#include "base/fault.h"
 #include "hnsw/hnsw_int.h"
 
 /* Up to so many nodes all codes are scored: it takes as long as a walk. */
@@ -59,6 +61,7 @@ typedef enum ScanPhase
 	PHASE_GRAPH,
 	PHASE_FLAT,
 	PHASE_ODD,
+	PHASE_NULLS,
 	PHASE_END
 } ScanPhase;
 
@@ -81,6 +84,12 @@ typedef struct HnswScan
 	SwarmIdSet	returned;
 	float		last;			/* distance of the last row returned */
 
+	/* rows that may move to another node while we read; see new_row */
+	HTAB	   *rows;			/* TIDs of rows returned; NULL: none yet */
+	bool		by_row;			/* all of them, from the first one on */
+	bool		unlinked;		/* a candidate was not in the graph yet */
+	bool		astray;			/* the node of one does not have its row now */
+
 	BlockNumber heap_blocks;	/* of the table, known to exist */
 
 	/* the family whose rows are being returned */
@@ -91,15 +100,18 @@ typedef struct HnswScan
 	ItemPointerData primary_tid;
 	uint32		steps;			/* twins looked at since the chain's begin */
 	int			restarts;
-	ItemPointerData *family_tids;	/* rows of it that were returned */
-	int			family_count;
-	int			family_room;
 
 	/* the flat phase */
 	SwarmCandidate mark;		/* everything up to here was read */
 	bool		marked;
 	SwarmCandidates odd;		/* zero vectors, then nulls */
 	int			odd_next;
+
+	/* nulls that the index may not have: these are read from the table */
+	bool		nulls_left_out;
+	ItemPointerData *nulls;		/* NULL: not read yet */
+	int64		null_count;
+	int64		null_next;
 
 	/* rerank by rows */
 	const float *exact_query;
@@ -126,6 +138,7 @@ static SwarmNodeId read_list(HnswScan *scan, Relation rel, SwarmNodeId id,
 							 SwarmIdSet *seen);
 static void read_flat(IndexScanDesc desc);
 static bool next_candidate(IndexScanDesc desc, SwarmCandidate *c);
+static bool next_null(IndexScanDesc desc);
 static void refine(IndexScanDesc desc, SwarmCandidate *batch, int n);
 static void refine_by_code(HnswScan *scan, Relation rel, SwarmCandidate *c);
 static bool refine_by_row(IndexScanDesc desc, SwarmCandidate *c);
@@ -133,7 +146,7 @@ static bool read_tid(HnswScan *scan, Relation rel, const SwarmCandidate *c,
 					 ItemPointer tid, SwarmNodeId *twin);
 static void begin_family(HnswScan *scan, const SwarmCandidate *c,
 						 const ItemPointerData *tid);
-static bool new_in_family(HnswScan *scan, const ItemPointerData *tid);
+static bool new_row(HnswScan *scan, const ItemPointerData *tid);
 static bool next_twin(HnswScan *scan, Relation rel, ItemPointer tid);
 static void unpin(void *arg);
 static void count_scan(HnswScan *scan);
@@ -166,7 +179,7 @@ unpin(void *arg)
 	HnswScan   *scan = arg;
 
 	if (scan->index != NULL)
-		scan->index->pins--;
+		swarm_hnsw_unpin(scan->index);
 	scan->index = NULL;
 	if (current_scan == scan)
 		current_scan = NULL;
@@ -315,7 +328,11 @@ swarm_hnsw_get_tuple(IndexScanDesc desc, ScanDirection direction)
 			continue;
 		}
 		if (!next_candidate(desc, &c))
+		{
+			found = next_null(desc);
 			break;
+		}
+		SWARM_FAULT("hnsw.scan.next");
 		if (!swarm_idset_add(&scan->returned, c.id))
 			continue;
 		/* Found too late for its place in the order. */
@@ -325,6 +342,7 @@ swarm_hnsw_get_tuple(IndexScanDesc desc, ScanDirection direction)
 		found = read_tid(scan, rel, &c, &desc->xs_heaptid, &scan->twin);
 		if (scan->twin != SWARM_NODE_NONE)
 			begin_family(scan, &c, &desc->xs_heaptid);
+		found = found && new_row(scan, &desc->xs_heaptid);
 	}
 	if (found)
 	{
@@ -373,8 +391,11 @@ start(IndexScanDesc desc)
 	scan->twin = SWARM_NODE_NONE;
 	scan->in_family = false;
 	scan->heap_blocks = 0;
-	scan->family_tids = NULL;
-	scan->family_count = scan->family_room = 0;
+	scan->rows = NULL;
+	scan->by_row = scan->unlinked = scan->astray = false;
+	scan->nulls_left_out = index->meta.nulls_left_out;
+	scan->nulls = NULL;
+	scan->null_count = scan->null_next = 0;
 	scan->left = swarm_hnsw_max_scan_tuples();
 	scan->iterative = swarm_hnsw_iterative();
 	scan->ef = swarm_hnsw_ef_search(rel);
@@ -382,7 +403,7 @@ start(IndexScanDesc desc)
 	scan->any_order = false;
 	if (index->meta.dims == 0)
 	{
-		scan->phase = PHASE_END;
+		scan->phase = PHASE_NULLS;
 		return;
 	}
 	set_query(desc, scan);
@@ -410,6 +431,7 @@ start(IndexScanDesc desc)
 		}
 		take_best(scan);
 	}
+	scan->by_row = scan->unlinked;
 }
 
 /*
@@ -485,13 +507,22 @@ more(IndexScanDesc desc)
 				read_flat(desc);
 				if (scan->waiting.count > 0)
 					return true;
+				if (scan->astray && scan->by_row)
+				{
+					/* Its row is in another node, which may have been returned. */
+					scan->astray = false;
+					swarm_idset_reset(&scan->returned);
+					scan->marked = false;
+					scan->odd.count = 0;
+					break;
+				}
 				scan->phase = PHASE_ODD;
 				break;
 
 			case PHASE_ODD:
 				if (scan->odd_next == scan->odd.count)
 				{
-					scan->phase = PHASE_END;
+					scan->phase = PHASE_NULLS;
 					break;
 				}
 				swarm_hnsw_push_min(&scan->waiting,
@@ -499,6 +530,7 @@ more(IndexScanDesc desc)
 				return true;
 
 			case PHASE_START:
+			case PHASE_NULLS:
 			case PHASE_END:
 				return false;
 		}
@@ -574,6 +606,7 @@ read_list(HnswScan *scan, Relation rel, SwarmNodeId id, SwarmIdSet *seen)
 			break;
 		}
 		swarm_hnsw_push_min(&scan->waiting, c);
+		scan->unlinked = true;
 		id = swarm_hnsw_node(index, page, id)->next;
 	}
 	UnlockReleaseBuffer(buffer);
@@ -634,8 +667,10 @@ read_flat(IndexScanDesc desc)
 					.state = SWARM_NODE_ODD, .distance = INFINITY
 				};
 
-				swarm_hnsw_append(node->flags & SWARM_NODE_NULL ?
-								  &nulls : &scan->odd, c);
+				if (!(node->flags & SWARM_NODE_NULL))
+					swarm_hnsw_append(&scan->odd, c);
+				else if (!scan->nulls_left_out)
+					swarm_hnsw_append(&nulls, c);
 			}
 			else if ((1u << (node->state & 31)) & states)
 				ids[count++] = start + i;
@@ -661,6 +696,7 @@ read_flat(IndexScanDesc desc)
 		{
 			SwarmCandidate *c = &scored[i];
 
+			scan->unlinked |= c->state != SWARM_NODE_LINKED;
 			if (scan->marked && !before(&scan->mark, c))
 				continue;
 			if (swarm_idset_has(&scan->returned, c->id))
@@ -703,7 +739,7 @@ next_candidate(IndexScanDesc desc, SwarmCandidate *c)
 		int			n = 0;
 
 		if (scan->rerank == SWARM_RERANK_OFF || scan->any_order ||
-			scan->phase == PHASE_ODD)
+			scan->phase >= PHASE_ODD)
 		{
 			if (scan->ready.count == 0 && scan->waiting.count == 0 &&
 				!more(desc))
@@ -728,6 +764,25 @@ next_candidate(IndexScanDesc desc, SwarmCandidate *c)
 		else if (!more(desc))
 			return false;
 	}
+}
+
+/*
+ * next_null: the next row whose value is null, of an index that does not have
+ * all of them; see hnsw_nulls.c.
+ */
+static bool
+next_null(IndexScanDesc desc)
+{
+	HnswScan   *scan = desc->opaque;
+
+	if (scan->phase != PHASE_NULLS || !scan->nulls_left_out)
+		return false;
+	if (scan->nulls == NULL)
+		scan->null_count = swarm_hnsw_find_nulls(desc, &scan->nulls);
+	if (scan->null_next == scan->null_count)
+		return false;
+	desc->xs_heaptid = scan->nulls[scan->null_next++];
+	return true;
 }
 
 /*
@@ -883,6 +938,8 @@ read_tid(HnswScan *scan, Relation rel, const SwarmCandidate *c, ItemPointer tid,
 			*twin = node->next;
 	}
 	UnlockReleaseBuffer(buffer);
+	if (!valid && (c->state == SWARM_NODE_PENDING || c->state == SWARM_NODE_JOINING))
+		scan->astray = true;
 	return valid;
 }
 
@@ -898,27 +955,38 @@ begin_family(HnswScan *scan, const SwarmCandidate *c, const ItemPointerData *tid
 	scan->primary_tid = *tid;
 	scan->steps = 0;
 	scan->restarts = 0;
-	scan->family_count = 0;
-	(void) new_in_family(scan, tid);
 }
 
 /*
- * new_in_family: remember that a row of the family is returned.  Always true,
- * so that it ends the functions that return one.
+ * new_row: was the row not returned before?
+ *
+ * Nodes tell that, by their ids, as long as a row stays in its node.  It leaves
+ * it when it is a twin and vacuum lets it take the place of a dead row in the
+ * node of the family; we may have returned either node before.  The rows of a
+ * family are therefore remembered while it is read, and all rows when the scan
+ * began with some that were not in the graph: those may become twins of nodes
+ * that were returned.  What else becomes a twin meanwhile is too new for us.
  */
 static bool
-new_in_family(HnswScan *scan, const ItemPointerData *tid)
+new_row(HnswScan *scan, const ItemPointerData *tid)
 {
-	if (scan->family_count == scan->family_room)
+	bool		found;
+
+	if (!scan->by_row && !scan->in_family)
+		return true;
+	if (scan->rows == NULL)
 	{
-		scan->family_room = Max(64, 2 * scan->family_room);
-		scan->family_tids = scan->family_tids == NULL ?
-			palloc(scan->family_room * sizeof(ItemPointerData)) :
-			repalloc_huge(scan->family_tids,
-						  scan->family_room * sizeof(ItemPointerData));
+		HASHCTL		ctl = {
+			.keysize = sizeof(ItemPointerData),
+			.entrysize = sizeof(ItemPointerData),
+			.hcxt = scan->context
+		};
+
+		scan->rows = hash_create("qhnsw rows returned", 256, &ctl,
+								 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	}
-	scan->family_tids[scan->family_count++] = *tid;
-	return true;
+	hash_search(scan->rows, tid, HASH_ENTER, &found);
+	return !found;
 }
 
 /*
@@ -955,7 +1023,7 @@ next_twin(HnswScan *scan, Relation rel, ItemPointer tid)
 		UnlockReleaseBuffer(buffer);
 		if (valid)
 			return swarm_idset_add(&scan->returned, id) &&
-				ItemPointerIsValid(tid) && new_in_family(scan, tid);
+				ItemPointerIsValid(tid) && new_row(scan, tid);
 	}
 
 	buffer = swarm_hnsw_read_node(scan->index, rel, scan->primary,
@@ -985,8 +1053,5 @@ next_twin(HnswScan *scan, Relation rel, ItemPointer tid)
 
 	/* The row of a twin moved in: was it returned there? */
 	scan->primary_tid = *tid;
-	for (int i = 0; i < scan->family_count; i++)
-		if (ItemPointerEquals(tid, &scan->family_tids[i]))
-			return false;
-	return ItemPointerIsValid(tid) && new_in_family(scan, tid);
+	return ItemPointerIsValid(tid) && new_row(scan, tid);
 }

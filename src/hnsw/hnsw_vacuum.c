@@ -44,7 +44,8 @@ typedef struct Vacuum
 	SwarmIdSet	families;		/* nodes with a dead twin, or dead with twins */
 	SwarmIdSet	twins;			/* dead ones */
 	double		live;
-	double		removed;
+	double		removed;		/* rows whose nodes were marked */
+	double		attached;		/* dead rows in families, not marked yet */
 	bool		pending;		/* a dead row is still pending */
 } Vacuum;
 
@@ -102,7 +103,7 @@ swarm_hnsw_bulk_delete(IndexVacuumInfo *info, IndexBulkDeleteResult *stats,
 		v.gone = MemoryContextAllocExtended(context, v.nodes / 8 + 1,
 											MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 		v.ndead = v.ngone = 0;
-		v.live = 0;
+		v.live = v.attached = 0;
 		memset(&v.families, 0, sizeof(v.families));
 		memset(&v.twins, 0, sizeof(v.twins));
 		swarm_idset_reset(&v.families);
@@ -127,7 +128,7 @@ swarm_hnsw_bulk_delete(IndexVacuumInfo *info, IndexBulkDeleteResult *stats,
 	}
 	stats->num_pages = RelationGetNumberOfBlocks(v.rel);
 	stats->num_index_tuples = v.live;
-	stats->tuples_removed += v.removed;
+	stats->tuples_removed += v.removed + v.attached;
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(context);
 	return stats;
@@ -193,6 +194,7 @@ mark_page(Vacuum *v, uint32 number)
 	{
 		SwarmNodeId id = first + i;
 		SwarmNode  *node = swarm_hnsw_node(index, page, id);
+		bool		had_row = ItemPointerIsValid(&node->tid);
 		bool		died;
 
 		if (node->state == SWARM_NODE_FREE)
@@ -204,10 +206,7 @@ mark_page(Vacuum *v, uint32 number)
 			v->ndead++;
 			continue;
 		}
-		if (!ItemPointerIsValid(&node->tid))
-			died = true;
-		else
-			died = v->callback(&node->tid, v->state);
+		died = !had_row || v->callback(&node->tid, v->state);
 		if (!died)
 		{
 			v->live++;
@@ -218,7 +217,6 @@ mark_page(Vacuum *v, uint32 number)
 			v->pending = true;
 			continue;
 		}
-		v->removed++;
 		if (node->state == SWARM_NODE_TWIN)
 		{
 			SwarmNodeId primary = swarm_hnsw_links(index, node)[0];
@@ -229,6 +227,7 @@ mark_page(Vacuum *v, uint32 number)
 			swarm_idset_add(&v->twins, id);
 			set_bit(v->gone, id);
 			v->ngone++;
+			v->attached += had_row;
 			continue;
 		}
 		if (node->state == SWARM_NODE_LINKED && node->next != SWARM_NODE_NONE)
@@ -237,9 +236,11 @@ mark_page(Vacuum *v, uint32 number)
 			swarm_idset_add(&v->families, id);
 			set_bit(v->gone, id);
 			v->ngone++;
+			v->attached += had_row;
 			continue;
 		}
 
+		v->removed += had_row;
 		if (state == NULL)
 		{
 			state = GenericXLogStart(v->rel);

@@ -326,7 +326,7 @@ extern bool swarm_queue_return(SwarmShard *shard, const SwarmClaim *claim);
 extern void swarm_queue_discard(SwarmShard *shard, const SwarmClaim *claim);
 
 /* All that a slot had claimed goes back; the one it ran counts as lost. */
-extern void swarm_queue_slot_died(SwarmSlot *slot);
+extern void swarm_queue_slot_died(SwarmSlot *slot, bool counts);
 
 /* Move what is due to ready; returns when to look again (DT_NOEND: never). */
 extern TimestampTz swarm_queue_tick(SwarmShard *shard);
@@ -444,6 +444,9 @@ extern void swarm_job_history_prepare(void);
 
 /* Drop the partitions that pg_swarm.job_history_keep says are too old. */
 extern void swarm_job_history_drop_old(void);
+
+/* Called with it: what a module keeps of jobs that ended before then may go. */
+extern void (*swarm_job_history_hook) (TimestampTz before);
 
 /* Open, for writing, the partition of that time; makes it if need be. */
 extern Relation swarm_job_history_open(TimestampTz finished);

@@ -523,11 +523,11 @@ swarm_queue_discard(SwarmShard *shard, const SwarmClaim *claim)
 
 /*
  * swarm_queue_slot_died: called by the dying runner's exit callback.  What it
- * ran counts as an attempt, unless it was asked to stop; the rest of a batch
- * is simply ready again.
+ * ran is an attempt if this death `counts`, unless it was asked to stop; the
+ * rest of a batch is simply ready again.
  */
 void
-swarm_queue_slot_died(SwarmSlot *slot)
+swarm_queue_slot_died(SwarmSlot *slot, bool counts)
 {
 	SwarmShard *shard;
 	HASH_SEQ_STATUS seq;
@@ -547,7 +547,7 @@ swarm_queue_slot_died(SwarmSlot *slot)
 			if (e->state != ENTRY_CLAIMED || e->slot != number)
 				continue;
 			swarm_entry_release(shard, e);
-			if (e->job.id == slot->job && !slot->stop)
+			if (e->job.id == slot->job && counts && !slot->stop)
 				e->job.flags |= SWARM_READY_LOST;
 			swarm_entry_place(shard, e, true);
 		}

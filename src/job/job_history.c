@@ -30,6 +30,8 @@
 #define PARTITION_TRIES		500
 #define PARTITION_WAIT_US	5000
 
+void		(*swarm_job_history_hook) (TimestampTz before) = NULL;
+
 static int	history_keep_min = 7 * 24 * 60;
 
 static bool scheduler_makes_partition(int64 day);
@@ -130,10 +132,11 @@ swarm_job_history_drop_old(void)
 	uint64		n;
 	SPITupleTable *table;
 
+	TimestampTz before = swarm_now() - (int64) history_keep_min * USECS_PER_MINUTE;
+
 	if (history_keep_min < 0)
 		return;
-	partition_name(oldest, sizeof(oldest),
-				   day_of(swarm_now() - (int64) history_keep_min * USECS_PER_MINUTE));
+	partition_name(oldest, sizeof(oldest), day_of(before));
 	swarm_spi_begin(&spi);
 	(void) set_config_option("lock_timeout", "200ms", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
@@ -156,6 +159,8 @@ swarm_job_history_drop_old(void)
 			swarm_spi_execute(psprintf("DROP TABLE swarm.%s", name), 0, NULL, NULL, NULL);
 	}
 	swarm_spi_end(&spi);
+	if (swarm_job_history_hook)
+		swarm_job_history_hook(before - before % USECS_PER_DAY);
 }
 
 /*

@@ -20,4 +20,5 @@ swarm_memory_init(void)
 	swarm_space_init();
 	swarm_memory_shmem_init();
 	swarm_memory_change_init();
+	swarm_origin_init();
 }

@@ -28,8 +28,16 @@ extern TimestampTz swarm_memory_sweep_due(void);
 extern void swarm_memory_sweep_step(void);
 
 /*
- * Called after a commit that made something expire earlier than the next
- * sweep; set by the module that has a scheduler.  Raises no error.
+ * swarm_memory_origins_asked: were keys asked for that their namespace's origin
+ * may have?  Then swarm_memory_origins_step(), in a transaction, as a
+ * superuser, makes jobs of it.
+ */
+extern bool swarm_memory_origins_asked(void);
+extern void swarm_memory_origins_step(void);
+
+/*
+ * Called when keys were asked for, or after a commit that made something expire earlier
+ * than the next sweep; set by the module that has a scheduler.  Raises no error.
  */
 extern void (*swarm_memory_due_hook) (void);
 

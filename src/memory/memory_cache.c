@@ -202,6 +202,7 @@ swarm_cache_put(const SwarmCacheKey *key, const SwarmCacheTicket *ticket,
 	int			n = key->hash % PARTITIONS;
 	Size		length = VARSIZE(value);
 	uint32		units = TYPEALIGN(UNIT, VALUE_OFFSET(key->length) + length) / UNIT;
+	TimestampTz now = swarm_now();
 	CacheEntry *e;
 	uint32		place;
 
@@ -224,6 +225,8 @@ swarm_cache_put(const SwarmCacheKey *key, const SwarmCacheTicket *ticket,
 	e->table = key->table;
 	e->space = key->space;
 	e->expires_at = expires ? expires_at : DT_NOEND;
+	if (swarm_cache_ttl_s > 0)
+		e->expires_at = Min(e->expires_at, now + swarm_cache_ttl_s * USECS_PER_SEC);
 	e->gap = false;
 	e->key_length = key->length;
 	pg_atomic_init_u32(&e->used, 0);

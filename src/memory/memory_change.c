@@ -18,11 +18,14 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "storage/ipc.h"
 #include "tcop/utility.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -118,6 +121,86 @@ swarm__memory_changed(PG_FUNCTION_ARGS)
 }
 
 /* ------------------------------------------------------------------------
+ * Tables that cached results depend on
+ * ------------------------------------------------------------------------ */
+
+/* Has this transaction written what hashes so? */
+static bool
+noted(uint32 hash)
+{
+	bool		found = notes.all;
+
+	for (int i = 0; i < notes.n && !found; i++)
+		found = notes.hashes[i] == hash;
+	return found;
+}
+
+/* A table is guarded as an entry is, in a namespace that no entry has. */
+static uint32
+table_hash(Oid table)
+{
+	return swarm_memory_hash(table, -1, "", 0);
+}
+
+/*
+ * swarm._cache_table_changed() returns trigger: of a statement
+ */
+SWARM_FUNCTION(swarm__cache_table_changed);
+Datum
+swarm__cache_table_changed(PG_FUNCTION_ARGS)
+{
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("this function can be called as a trigger only")));
+	if (swarm_memory_shared != NULL)
+		note(table_hash(RelationGetRelid(((TriggerData *) fcinfo->context)->tg_relation)));
+	PG_RETURN_POINTER(NULL);
+}
+
+/*
+ * swarm._cache_stamp(tables) returns text: the counts of changes of tables; NULL
+ * while they say nothing.  A result that is computed with a later snapshot is
+ * what a snapshot taken at another time sees, if the stamp was the same before.
+ */
+SWARM_FUNCTION(swarm__cache_stamp);
+Datum
+swarm__cache_stamp(PG_FUNCTION_ARGS)
+{
+	ArrayType  *tables = PG_GETARG_ARRAYTYPE_P(0);
+	SwarmMemoryShared *s = swarm_memory_shared;
+	Datum	   *oids;
+	int			n;
+	bool		committing;
+	StringInfoData stamp;
+
+	if (s == NULL || RecoveryInProgress() || IsolationUsesXactSnapshot())
+		PG_RETURN_NULL();
+	deconstruct_array(tables, OIDOID, sizeof(Oid), true, TYPALIGN_INT, &oids, NULL, &n);
+	initStringInfo(&stamp);
+	appendStringInfo(&stamp, "%lx.%x", (unsigned long) s->started, pg_atomic_read_u32(&s->all.changes));
+	for (int i = 0; i < n; i++)
+	{
+		Oid			table = DatumGetObjectId(oids[i]);
+		uint32		hash = table_hash(table);
+
+		if (noted(hash))
+			PG_RETURN_NULL();
+		appendStringInfo(&stamp, " %u.%x", table,
+						 pg_atomic_read_u32(&s->guards[hash % s->nguards].changes));
+	}
+	/* as in swarm_cache_get(): changes first */
+	pg_memory_barrier();
+	committing = pg_atomic_read_u32(&s->all.committing) != 0;
+	for (int i = 0; i < n; i++)
+		committing |= pg_atomic_read_u32(&s->guards[table_hash(DatumGetObjectId(oids[i])) % s->nguards].committing) != 0;
+	pg_memory_barrier();
+	if (committing)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(stamp.data));
+}
+
+/* ------------------------------------------------------------------------
  * While the transaction runs
  * ------------------------------------------------------------------------ */
 
@@ -181,7 +264,7 @@ count_row(TriggerData *trigger)
 	if (!swarm_space_by_id(DatumGetInt32(heap_getattr(tuple, MEMORY_NAMESPACE, desc, &isnull)), &space))
 		return;
 	key = heap_getattr(tuple, MEMORY_KEY, desc, &isnull);
-	if (deleted && space.embed)
+	if (deleted && space.recall)
 	{
 		SwarmSpi	spi;
 
@@ -192,11 +275,24 @@ count_row(TriggerData *trigger)
 	if (!swarm_space_limited(&space))
 		return;
 	bytes = DatumGetInt32(heap_getattr(tuple, MEMORY_SIZE, desc, &isnull));
-	if (deleted)
-		bytes = -bytes;
-	else if (!inserted)
-		bytes = DatumGetInt32(heap_getattr(trigger->tg_newtuple, MEMORY_SIZE, desc, &isnull)) - bytes;
-	swarm_quota_change(&space, inserted ? 1 : deleted ? -1 : 0, bytes, key);
+	if (inserted)
+		swarm_quota_change(&space, 1, bytes, key);
+	else if (deleted)
+		swarm_quota_change(&space, -1, -bytes, key);
+	else
+	{
+		TimestampTz expires_at = DatumGetTimestampTz(heap_getattr(tuple, MEMORY_EXPIRES_AT, desc, &isnull));
+		bool		expired = !isnull && expires_at <= swarm_now();
+		int64		new_bytes = DatumGetInt32(heap_getattr(trigger->tg_newtuple, MEMORY_SIZE, desc, &isnull));
+
+		if (expired)
+		{
+			swarm_quota_change(&space, -1, -bytes, key);
+			swarm_quota_change(&space, 1, new_bytes, key);
+		}
+		else
+			swarm_quota_change(&space, 0, new_bytes - bytes, key);
+	}
 }
 
 /* ------------------------------------------------------------------------

@@ -51,7 +51,9 @@ typedef struct SwarmSpace
 	int32		id;
 	bool		logged;
 	bool		cached;
-	bool		embed;
+	bool		embed;			/* keeps embeddings */
+	bool		recall;			/* those, or words: has a partition of _recall */
+	bool		origin;			/* it has one */
 	int32		dims;
 	bool		has_ttl;
 	Interval	default_ttl;
@@ -98,6 +100,7 @@ typedef enum SwarmMemoryStatement
 	STATEMENT_PERSIST,
 	STATEMENT_INCREMENT,
 	STATEMENT_COUNT,
+	STATEMENT_COUNT_EXPIRED,
 	STATEMENT_PURGE,
 	STATEMENT_EVICT_OLDEST,
 	STATEMENT_EVICT_SOONEST,
@@ -107,6 +110,10 @@ typedef enum SwarmMemoryStatement
 /* Run one between swarm_spi_begin() and _end(); returns the number of rows. */
 extern uint64 swarm_memory_run(SwarmMemoryStatement statement, bool logged,
 							   Datum *values, const char *nulls);
+
+/* The same for a query that is to see what is committed now, at any isolation level. */
+extern uint64 swarm_memory_run_now(SwarmMemoryStatement statement, bool logged,
+								   Datum *values);
 
 /* An entry as read from its table; Datums point into the reader's slot. */
 typedef struct SwarmMemoryRow
@@ -156,7 +163,7 @@ typedef struct SwarmMemoryStore
 extern int64 swarm_memory_store_entry(const SwarmSpace *space, Oid owner,
 									  const SwarmMemoryStore *what);
 
-/* Write what an entry of a namespace with embed is found by. */
+/* Write what an entry of a namespace with recall is found by. */
 extern void swarm_memory_recall(const SwarmSpace *space, text *key, Datum value,
 								Datum embedding);
 extern void swarm_memory_forget(const SwarmSpace *space, Datum key);
@@ -186,6 +193,7 @@ typedef struct SwarmCacheGuard
 typedef struct SwarmMemoryShared
 {
 	int			tranche;		/* of the cache's partitions */
+	TimestampTz started;		/* of this shared memory */
 	SwarmCacheGuard all;		/* the same for everything */
 	ConditionVariable waiters[WAITERS];
 
@@ -207,6 +215,7 @@ extern SwarmMemoryShared *swarm_memory_shared;
 extern LWLock *swarm_memory_lock;	/* quotas; databases */
 extern HTAB *swarm_memory_quotas;
 extern int	swarm_cache_size_kb;
+extern int	swarm_cache_ttl_s;
 extern int	swarm_sweep_interval_ms;
 
 extern void swarm_memory_shmem_init(void);
@@ -283,7 +292,8 @@ extern void swarm_quota_begin(const SwarmSpace *space);
 
 /*
  * A row was written: account for it, and make room or raise 53400 if it is
- * one too many.  `key` is not evicted.
+ * one too many.  `key` is not evicted.  What replaces an expired row is one
+ * removed and one added.
  */
 extern void swarm_quota_change(const SwarmSpace *space, int entries, int64 bytes,
 							   Datum key);
@@ -293,5 +303,28 @@ extern void swarm_quota_forget_all(void);
 extern void swarm_quota_end_of_transaction(void);
 extern Size swarm_quota_hash_size(void);
 extern void swarm_quota_attach(void);
+
+/* ------------------------------------------------------------------------
+ * Origins (memory_origin.c)
+ * ------------------------------------------------------------------------ */
+
+#define SWARM_FILL_BATCH	16	/* keys a job fetches */
+
+extern void swarm_origin_init(void);
+
+/*
+ * A key was not there: have it filled from the origin, if the namespace has
+ * one and nobody has asked.  Raises no error, writes nothing, does not wait.
+ */
+extern void swarm_origin_ask(const SwarmSpace *space, const text *key);
+
+/*
+ * The job that fills takes the key, unless another one has it; and gives it
+ * back.  What was not stored is not asked for again for a while.
+ */
+extern bool swarm_origin_fill_begin(int32 space, const text *key);
+extern void swarm_origin_fill_end(int32 space, const text *key, bool stored);
+
+extern void swarm_origin_stats(uint64 *asks, uint64 *fills, uint64 *absent);
 
 #endif							/* SWARM_MEMORY_MEMORY_INT_H */

@@ -9,9 +9,17 @@
  * doorbell, which knows savepoints.
  *
  * The count is taken from the table when it is first needed, while nobody
- * else writes the namespace: writers hold a lock on it that does not exclude
- * each other but the one that counts.  Without preload a writer takes the
+ * else adds to the namespace: those who do hold a lock on it that does not
+ * exclude each other but the one that counts.  Who removes holds none; if he
+ * commits after a counting that may have seen his rows, the count is stale
+ * (never too low), and taken again.  Without preload a writer takes the
  * excluding lock and counts each time.
+ *
+ * An expired row is in the count until its removal is committed.  Where that
+ * makes the difference, and others have the row locked (the sweep, mostly),
+ * nobody waits: rows that a snapshot shows as expired are taken off a count
+ * read before that snapshot.  What replaces an expired row counts twice until
+ * then.
  */
 #include "postgres.h"
 
@@ -42,6 +50,7 @@ typedef struct Quota
 {
 	QuotaKey	key;
 	bool		counted;
+	bool		stale;			/* may be too high: to be counted again */
 	uint32		life;			/* counts countings: who was counted before
 								 * does not count again */
 	int64		entries;
@@ -72,9 +81,11 @@ static OwnRemoved *own = NULL;
 
 static QuotaKey key_of(const SwarmSpace *space);
 static OwnRemoved *own_of(int32 space);
-static void count(const SwarmSpace *space, int64 *entries, int64 *bytes);
+static void count(const SwarmSpace *space, SwarmMemoryStatement statement,
+				  int64 *entries, int64 *bytes);
 static void now_used(const SwarmSpace *space, int64 *entries, int64 *bytes);
 static void make_room(const SwarmSpace *space, Datum key);
+static int64 excess(const SwarmSpace *space, int64 entries, int64 bytes);
 static void take_out_added(void *item);
 static void take_out_removed(void *item);
 static void still_there(void *item);
@@ -154,7 +165,7 @@ swarm_quota_begin(const SwarmSpace *space)
 			break;
 		LWLockAcquire(swarm_memory_lock, LW_SHARED);
 		q = hash_search(swarm_memory_quotas, &key, HASH_FIND, NULL);
-		counted = q != NULL && q->counted;
+		counted = q != NULL && q->counted && !q->stale;
 		LWLockRelease(swarm_memory_lock);
 		if (counted)
 			break;
@@ -163,7 +174,7 @@ swarm_quota_begin(const SwarmSpace *space)
 		swarm_space_lock(space->id, ExclusiveLock);
 		LWLockAcquire(swarm_memory_lock, LW_EXCLUSIVE);
 		q = hash_search(swarm_memory_quotas, &key, HASH_FIND, NULL);
-		counted = q != NULL && q->counted;
+		counted = q != NULL && q->counted && !q->stale;
 		LWLockRelease(swarm_memory_lock);
 		if (!counted)
 		{
@@ -171,12 +182,13 @@ swarm_quota_begin(const SwarmSpace *space)
 			int64		bytes;
 			bool		found;
 
-			count(space, &entries, &bytes);
+			count(space, STATEMENT_COUNT, &entries, &bytes);
 			LWLockAcquire(swarm_memory_lock, LW_EXCLUSIVE);
 			q = hash_search(swarm_memory_quotas, &key, HASH_ENTER_NULL, &found);
 			if (q != NULL)
 			{
 				q->counted = true;
+				q->stale = false;
 				q->life = found ? q->life + 1 : 1;
 				q->entries = entries;
 				q->bytes = bytes;
@@ -192,16 +204,18 @@ swarm_quota_begin(const SwarmSpace *space)
 }
 
 /*
- * count: what is there and committed, and what this transaction has written.
+ * count: what is there and committed, or has expired of it, and what this
+ * transaction has written.
  */
 static void
-count(const SwarmSpace *space, int64 *entries, int64 *bytes)
+count(const SwarmSpace *space, SwarmMemoryStatement statement,
+	  int64 *entries, int64 *bytes)
 {
 	SwarmSpi	spi;
 	Datum		values[1] = {Int32GetDatum(space->id)};
 
 	swarm_spi_begin(&spi);
-	swarm_memory_run(STATEMENT_COUNT, space->logged, values, NULL);
+	swarm_memory_run_now(statement, space->logged, values);
 	*entries = swarm_spi_int64(0, 1);
 	*bytes = swarm_spi_int64(0, 2);
 	swarm_spi_end(&spi);
@@ -232,7 +246,7 @@ now_used(const SwarmSpace *space, int64 *entries, int64 *bytes)
 		LWLockRelease(swarm_memory_lock);
 	}
 	if (q == NULL)
-		count(space, entries, bytes);
+		count(space, STATEMENT_COUNT, entries, bytes);
 }
 
 void
@@ -284,16 +298,21 @@ make_room(const SwarmSpace *space, Datum key)
 	{
 		int64		entries;
 		int64		bytes;
-		int64		over = 0;
+		int64		expired_entries = 0;
+		int64		expired_bytes = 0;
+		int64		over;
 		SwarmSpi	spi;
 		Datum		values[3];
 		uint64		removed = 0;
 
+		/* in this order: what goes meanwhile is counted, not taken off */
 		now_used(space, &entries, &bytes);
-		if (space->max_entries > 0 && entries > space->max_entries)
-			over = Max(entries - space->max_entries, space->max_entries / EVICT_SHARE);
-		if (space->max_bytes > 0 && bytes > space->max_bytes)
-			over = Max(over, Max(1, entries / EVICT_SHARE));
+		over = excess(space, entries, bytes);
+		if (over > 0 && purged)
+		{
+			count(space, STATEMENT_COUNT_EXPIRED, &expired_entries, &expired_bytes);
+			over = excess(space, entries - expired_entries, bytes - expired_bytes);
+		}
 		if (over == 0)
 			return;
 		values[0] = Int32GetDatum(space->id);
@@ -310,12 +329,27 @@ make_room(const SwarmSpace *space, Datum key)
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 					 errmsg("namespace is full"),
-					 space->max_entries > 0 && entries > space->max_entries ?
+					 space->max_entries > 0 && entries - expired_entries > space->max_entries ?
 					 errdetail("It may have " INT64_FORMAT " entries.", space->max_entries) :
 					 errdetail("It may have " INT64_FORMAT " bytes.", space->max_bytes),
 					 errhint("Delete entries, or let swarm.namespace_alter() set another limit or evict.")));
 		purged = true;
 	}
+}
+
+/*
+ * excess: how many entries are to go; 0 = the limits are kept.
+ */
+static int64
+excess(const SwarmSpace *space, int64 entries, int64 bytes)
+{
+	int64		over = 0;
+
+	if (space->max_entries > 0 && entries > space->max_entries)
+		over = Max(entries - space->max_entries, space->max_entries / EVICT_SHARE);
+	if (space->max_bytes > 0 && bytes > space->max_bytes)
+		over = Max(over, Max(1, entries / EVICT_SHARE));
+	return over;
 }
 
 void
@@ -352,6 +386,8 @@ take_out(const QuotaChange *change, int sign)
 		q->entries += sign * change->entries;
 		q->bytes += sign * change->bytes;
 	}
+	else if (q != NULL && sign > 0)
+		q->stale = true;		/* counted when this was uncommitted, perhaps */
 	LWLockRelease(swarm_memory_lock);
 }
 

@@ -20,6 +20,7 @@
 SwarmMemoryShared *swarm_memory_shared = NULL;
 LWLock	   *swarm_memory_lock = NULL;
 int			swarm_cache_size_kb = 102400;
+int			swarm_cache_ttl_s = 300;
 int			swarm_sweep_interval_ms = 60000;
 static void (*previous_clock_moved) (void) = NULL;
 
@@ -46,6 +47,11 @@ swarm_memory_shmem_init(void)
 							"What has expired is not seen, swept or not.",
 							&swarm_sweep_interval_ms, 60000, 100, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("pg_swarm.cache_ttl",
+							"How long the shared cache goes by what it has read; 0 for no limit.",
+							"It never shows what is out of date, with any value.",
+							&swarm_cache_ttl_s, 300, 0, INT_MAX / 1000,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	/* a size of shared memory: there is none without preloading */
 	if (process_shared_preload_libraries_in_progress)
 		DefineCustomIntVariable("pg_swarm.cache_size",
@@ -84,6 +90,7 @@ memory_attach(void *memory, bool found)
 	if (!found)
 	{
 		shared->tranche = LWLockNewTrancheId();
+		shared->started = GetCurrentTimestamp();
 		shared->nguards = count_guards();
 		for (int i = 0; i < WAITERS; i++)
 			ConditionVariableInit(&shared->waiters[i]);

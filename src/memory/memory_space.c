@@ -273,7 +273,8 @@ load(const char *name, int32 id)
 							"coalesce(max_entries, 0), coalesce(max_bytes, 0), left(evict, 1), "
 							"ARRAY(SELECT owner::oid FROM above), "
 							"ARRAY(SELECT g.grantee::oid FROM above JOIN swarm._namespace_grant g ON g.namespace = above.id WHERE g.may_write), "
-							"ARRAY(SELECT g.grantee::oid FROM above JOIN swarm._namespace_grant g ON g.namespace = above.id WHERE NOT g.may_write) "
+							"ARRAY(SELECT g.grantee::oid FROM above JOIN swarm._namespace_grant g ON g.namespace = above.id WHERE NOT g.may_write), "
+							"origin IS NOT NULL, embed OR words "
 							"FROM swarm._namespace_all WHERE name = $1 OR id = $2",
 							2, types, values, nulls) > 0)
 			known = remember(0);
@@ -330,6 +331,8 @@ remember(uint64 row)
 	s->max_entries = swarm_spi_int64(row, 8);
 	s->max_bytes = swarm_spi_int64(row, 9);
 	s->evict = swarm_spi_text(row, 10)[0];
+	s->origin = swarm_spi_bool(row, 14);
+	s->recall = swarm_spi_bool(row, 15);
 	known->nowners = oids(row, 11, &known->owners);
 	nwriters = oids(row, 12, &writers);
 	nreaders = oids(row, 13, &readers);

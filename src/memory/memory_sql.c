@@ -322,7 +322,10 @@ swarm_memory_get(PG_FUNCTION_ARGS)
 		pg_atomic_fetch_add_u64(value != NULL ? &swarm_memory_shared->table_hits :
 								&swarm_memory_shared->table_misses, 1);
 	if (value == NULL)
+	{
+		swarm_origin_ask(&space, key);
 		PG_RETURN_NULL();
+	}
 	PG_RETURN_POINTER(value);
 }
 
@@ -355,10 +358,16 @@ swarm_memory_get_many(PG_FUNCTION_ARGS)
 		Datum		values[ENTRY_COLUMNS];
 		bool		nulls[ENTRY_COLUMNS];
 
-		if (key_nulls[i] || VARSIZE_ANY_EXHDR(DatumGetPointer(keys[i])) > SWARM_KEY_MAX_BYTES ||
-			!swarm_memory_read(&reader, DatumGetTextPP(keys[i]), &row))
+		text	   *key = key_nulls[i] ? NULL : DatumGetTextPP(keys[i]);
+
+		if (key == NULL || VARSIZE_ANY_EXHDR(key) > SWARM_KEY_MAX_BYTES)
 			continue;
-		form_entry(name, DatumGetTextPP(keys[i]), &row, values, nulls);
+		if (!swarm_memory_read(&reader, key, &row))
+		{
+			swarm_origin_ask(&space, key);
+			continue;
+		}
+		form_entry(name, key, &row, values, nulls);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	swarm_memory_reader_close(&reader);
@@ -558,7 +567,7 @@ swarm_memory_increment(PG_FUNCTION_ARGS)
 	old = MemoryContextSwitchTo(context);
 	result = datumCopy(result, false, -1);
 	MemoryContextSwitchTo(old);
-	if (space.embed)
+	if (space.recall)
 		swarm_memory_recall(&space, key, swarm_spi_column(0, 2, &isnull), (Datum) 0);
 	swarm_spi_end(&spi);
 	PG_RETURN_DATUM(result);
@@ -614,6 +623,8 @@ swarm_memory_wait(PG_FUNCTION_ARGS)
 		long		ms;
 
 		swarm_memory_reader_close(&reader);
+		if (!found)
+			swarm_origin_ask(&space, key);
 		if (RecoveryInProgress())
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -708,9 +719,12 @@ swarm__cache_stats(PG_FUNCTION_ARGS)
 {
 	SwarmCacheStats stats;
 	SwarmMemoryShared *s = swarm_memory_shared;
-	Datum		values[11];
-	bool		nulls[11] = {false};
+	Datum		values[14];
+	bool		nulls[14] = {false};
 	TupleDesc	desc;
+	uint64		asks;
+	uint64		fills;
+	uint64		absent;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
@@ -726,5 +740,9 @@ swarm__cache_stats(PG_FUNCTION_ARGS)
 	values[8] = Int64GetDatum(stats.fills);
 	values[9] = Int64GetDatum(stats.evictions);
 	values[10] = Int64GetDatum(s ? pg_atomic_read_u64(&s->invalidations) : 0);
+	swarm_origin_stats(&asks, &fills, &absent);
+	values[11] = Int64GetDatum(asks);
+	values[12] = Int64GetDatum(fills);
+	values[13] = Int64GetDatum(absent);
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
 }

@@ -103,9 +103,18 @@ static const struct
 	[STATEMENT_COUNT] = {
 		"SELECT count(*), coalesce(sum(size), 0)::bigint FROM %s WHERE namespace = $1",
 	1, {INT4OID}},
+
+	/*
+	 * what has expired has a sweep_at, a minute later at most, and an index
+	 * on it
+	 */
+	[STATEMENT_COUNT_EXPIRED] = {
+		"SELECT count(*), coalesce(sum(size), 0)::bigint FROM %s AS m WHERE namespace = $1 "
+		"AND NOT " LIVE " AND sweep_at <= swarm._now() + interval '1 min'",
+	1, {INT4OID}},
 	[STATEMENT_PURGE] = {
 		"DELETE FROM %s WHERE ctid = ANY (ARRAY(SELECT ctid FROM %s AS m WHERE namespace = $1 AND key <> $2 "
-		"AND NOT " LIVE " FOR UPDATE SKIP LOCKED))",
+		"AND NOT " LIVE " AND sweep_at <= swarm._now() + interval '1 min' FOR UPDATE SKIP LOCKED))",
 	2, {INT4OID, TEXTOID}},
 	[STATEMENT_EVICT_OLDEST] = {
 		"DELETE FROM %s WHERE ctid = ANY (ARRAY(SELECT ctid FROM %s WHERE namespace = $1 AND key <> $2 "
@@ -128,6 +137,7 @@ typedef struct RecallPlans
 static SPIPlanPtr plans[STATEMENTS][2];
 static HTAB *recall_plans = NULL;
 
+static SPIPlanPtr plan_of(SwarmMemoryStatement statement, bool logged);
 static SPIPlanPtr keep_plan(const char *sql, int nargs, const Oid *types);
 static uint64 run_plan(SPIPlanPtr plan, Datum *values, const char *nulls);
 static RecallPlans *plans_of(int32 space);
@@ -135,6 +145,26 @@ static RecallPlans *plans_of(int32 space);
 uint64
 swarm_memory_run(SwarmMemoryStatement statement, bool logged, Datum *values,
 				 const char *nulls)
+{
+	return run_plan(plan_of(statement, logged), values, nulls);
+}
+
+uint64
+swarm_memory_run_now(SwarmMemoryStatement statement, bool logged, Datum *values)
+{
+	int			rc;
+
+	/* a trigger's caller has not made its own rows visible yet */
+	CommandCounterIncrement();
+	rc = SPI_execute_snapshot(plan_of(statement, logged), values, NULL,
+							  GetLatestSnapshot(), InvalidSnapshot, true, false, 0);
+	if (rc < 0)
+		elog(ERROR, "statement failed: %s", SPI_result_code_string(rc));
+	return SPI_processed;
+}
+
+static SPIPlanPtr
+plan_of(SwarmMemoryStatement statement, bool logged)
 {
 	if (plans[statement][logged] == NULL)
 	{
@@ -144,7 +174,7 @@ swarm_memory_run(SwarmMemoryStatement statement, bool logged, Datum *values,
 			keep_plan(psprintf(statements[statement].sql, table, table),
 					  statements[statement].nargs, statements[statement].types);
 	}
-	return run_plan(plans[statement][logged], values, nulls);
+	return plans[statement][logged];
 }
 
 static SPIPlanPtr
@@ -317,7 +347,7 @@ swarm_memory_store_entry(const SwarmSpace *space, Oid owner, const SwarmMemorySt
 						 values, nulls) > 0)
 	{
 		version = swarm_spi_int64(0, 1);
-		if (space->embed)
+		if (space->recall)
 			swarm_memory_recall(space, what->key, what->value, what->embedding);
 	}
 	swarm_spi_end(&spi);
@@ -340,7 +370,7 @@ swarm_memory_recall(const SwarmSpace *space, text *key, Datum value, Datum embed
 		Oid			types[] = {INT4OID, TEXTOID, JSONBOID, FLOAT4ARRAYOID, INT4OID};
 
 		p->write = keep_plan(psprintf("INSERT INTO swarm._recall_%d AS r (namespace, key, embedding, words) "
-									  "SELECT $1, $2, coalesce($4, swarm.embed(t, $5)), swarm._memory_words(t) "
+									  "SELECT $1, $2, coalesce($4, CASE WHEN $5 > 0 THEN swarm.embed(t, $5) END), swarm._memory_words(t) "
 									  "FROM swarm._memory_text($2, $3) t "
 									  "ON CONFLICT (key) DO UPDATE SET embedding = EXCLUDED.embedding, words = EXCLUDED.words "
 									  "WHERE r.embedding IS DISTINCT FROM EXCLUDED.embedding "
@@ -353,7 +383,7 @@ swarm_memory_recall(const SwarmSpace *space, text *key, Datum value, Datum embed
 	values[2] = value;
 	values[3] = embedding;
 	nulls[3] = embedding != (Datum) 0 ? ' ' : 'n';
-	values[4] = Int32GetDatum(space->dims);
+	values[4] = Int32GetDatum(space->embed ? space->dims : 0);
 	run_plan(p->write, values, nulls);
 }
 

@@ -24,6 +24,7 @@ typedef struct SwarmNetState
 	size_t		answer_room;
 	char		head[NET_HEADER_ROOM];	/* header lines of the last answer */
 	size_t		head_length;
+	int			starts;			/* times curl has sent it in this attempt */
 	char		message[CURL_ERROR_SIZE];
 	const char *note;			/* why a callback stopped the attempt */
 	int			note_errno;

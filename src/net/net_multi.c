@@ -49,6 +49,7 @@ static void engine_stop(int code, Datum arg);
 static int	on_timer(CURLM *multi, long ms, void *arg);
 static int	on_socket(CURL *easy, curl_socket_t s, int what, void *arg, void *known);
 static int64 start_waiting(int64 now);
+static void prepare(SwarmNetState *state);
 static bool start_attempt(SwarmNetState *state);
 static void refuse_attempt(SwarmNetState *state);
 static int	running_at(const SwarmNetEndpoint *endpoint);
@@ -328,6 +329,22 @@ running_at(const SwarmNetEndpoint *endpoint)
 	return n;
 }
 
+/* prepare: url, headers, signature; an error leaves nothing counted. */
+static void
+prepare(SwarmNetState *state)
+{
+	PG_TRY();
+	{
+		state->request->prepare(state->request);
+	}
+	PG_CATCH();
+	{
+		swarm_breaker_dropped(state->request->endpoint, state->probing);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+}
+
 /*
  * start_attempt: sign and send.  False if it failed at once.
  */
@@ -342,16 +359,7 @@ start_attempt(SwarmNetState *state)
 	MemoryContextReset(state->attempt);
 	swarm_net_attempt_reset(state);
 	swarm_breaker_started(request->endpoint);
-	PG_TRY();
-	{
-		request->prepare(request);
-	}
-	PG_CATCH();
-	{
-		swarm_breaker_dropped(request->endpoint, state->probing);
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
+	prepare(state);
 	MemoryContextSwitchTo(old);
 	if (request->error_name[0] != '\0')
 	{
@@ -505,6 +513,7 @@ attempt_ended(SwarmNetState *state, CURLcode code)
 		curl_easy_getinfo(state->easy, CURLINFO_SIZE_UPLOAD_T, &sent);
 		request->status = (int) status;
 		request->sent = sent;
+		request->attempts += Max(state->starts - 1, 0);
 		WITHOUT_SIGNALS_BEGIN();
 		curl_multi_remove_handle(engine.multi, state->easy);
 		curl_easy_cleanup(state->easy);

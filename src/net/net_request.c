@@ -21,6 +21,7 @@ static int	seek_body(void *arg, curl_off_t offset, int origin);
 static size_t write_answer(char *data, size_t size, size_t n, void *arg);
 static size_t write_header(char *data, size_t size, size_t n, void *arg);
 static curl_socket_t open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address);
+static int	count_start(void *arg, char *remote, char *local, int remote_port, int local_port);
 
 void
 swarm_net_url(SwarmNetRequest *request, const char *url)
@@ -54,6 +55,7 @@ swarm_net_attempt_reset(SwarmNetState *state)
 	curl_slist_free_all(state->headers);
 	state->headers = NULL;
 	state->head_length = 0;
+	state->starts = 0;
 	state->message[0] = '\0';
 	state->note = NULL;
 	state->note_errno = 0;
@@ -132,6 +134,8 @@ swarm_net_easy(SwarmNetState *state)
 	SET(CURLOPT_WRITEDATA, (void *) state);
 	SET(CURLOPT_OPENSOCKETFUNCTION, open_socket);
 	SET(CURLOPT_OPENSOCKETDATA, (void *) state);
+	SET(CURLOPT_PREREQFUNCTION, count_start);
+	SET(CURLOPT_PREREQDATA, (void *) state);
 	if (strcmp(request->method, "HEAD") == 0)
 		SET(CURLOPT_NOBODY, 1L);
 	else if (has_body)
@@ -309,6 +313,17 @@ open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 		return CURL_SOCKET_BAD;
 	}
 	return socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
+}
+
+/*
+ * count_start: curl repeats a request by itself when a kept connection turns
+ * out to be closed; that is an attempt too.
+ */
+static int
+count_start(void *arg, char *remote, char *local, int remote_port, int local_port)
+{
+	((SwarmNetState *) arg)->starts++;
+	return CURL_PREREQFUNC_OK;
 }
 
 /* ------------------------------------------------------------------------

@@ -8,6 +8,7 @@
 #ifndef SWARM_S3_S3_H
 #define SWARM_S3_S3_H
 
+#include "base/compat.h"
 #include "net/net.h"
 #include "nodes/pg_list.h"
 
@@ -117,6 +118,9 @@ extern void swarm_s3_stamp(char *stamp, int64 skew_s);
 /* Digests of a body that may be large; read in pieces. */
 typedef struct SwarmS3Digest
 {
+	bool		want_sha256;
+	bool		want_md5;
+	bool		want_crc32c;
 	char		sha256[65];		/* hex */
 	char		sha256_base64[45];
 	char		md5[33];		/* hex; "" where the server forbids MD5 */
@@ -125,8 +129,8 @@ typedef struct SwarmS3Digest
 	bool		done;
 } SwarmS3Digest;
 
-extern const char *swarm_s3_digest(const SwarmNetBody *body, bool sha256, bool crc32c,
-								   SwarmS3Digest *digest);
+/* Fill in what is wanted; NULL, or why the body cannot be read. */
+extern const char *swarm_s3_digest(const SwarmNetBody *body, SwarmS3Digest *digest);
 extern void swarm_s3_sha256_hex(const char *data, size_t length, char *hex);
 
 /*
@@ -169,8 +173,8 @@ extern char *swarm_s3_presign_url(SwarmS3Server *server, const char *method,
 								  const char *stamp);
 
 /* Raise the error of a request that has failed. */
-extern void swarm_s3_raise(const SwarmNetRequest *request, const char *bucket,
-						   const char *key) pg_attribute_noreturn();
+swarm_noreturn extern void swarm_s3_raise(const SwarmNetRequest *request, const char *bucket,
+										  const char *key);
 
 /* Rules for S3's error names, before those of the status. */
 extern const SwarmNetRule swarm_s3_rules[];

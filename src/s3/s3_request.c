@@ -101,9 +101,13 @@ prepare(SwarmNetRequest *request)
 
 	if (sends && !call->digest.done)
 	{
-		const char *error = swarm_s3_digest(&call->body, !server->https || call->checksum_sha256,
-											call->checksum_crc32c, &call->digest);
+		const char *error;
 
+		/* one digest that the server verifies is enough, and costs enough */
+		call->digest.want_sha256 = !server->https || call->checksum_sha256;
+		call->digest.want_crc32c = call->checksum_crc32c;
+		call->digest.want_md5 = !call->digest.want_sha256 && !call->digest.want_crc32c;
+		error = swarm_s3_digest(&call->body, &call->digest);
 		if (error != NULL)
 		{
 			strlcpy(request->error_name, "SourceChanged", sizeof(request->error_name));

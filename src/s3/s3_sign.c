@@ -237,14 +237,14 @@ swarm_s3_sha256_hex(const char *data, size_t length, char *out)
 }
 
 /*
- * swarm_s3_digest: read the body once, compute what is asked for, and MD5
- * where the server's library has it.  NULL, or why the source cannot be read.
+ * swarm_s3_digest: read the body once, compute what is wanted; MD5 stays empty
+ * where the server's library forbids it.
  */
 const char *
-swarm_s3_digest(const SwarmNetBody *body, bool sha256, bool crc32c, SwarmS3Digest *digest)
+swarm_s3_digest(const SwarmNetBody *body, SwarmS3Digest *digest)
 {
-	pg_cryptohash_ctx *sha = sha256 ? pg_cryptohash_create(PG_SHA256) : NULL;
-	pg_cryptohash_ctx *md5 = pg_cryptohash_create(PG_MD5);
+	pg_cryptohash_ctx *sha = digest->want_sha256 ? pg_cryptohash_create(PG_SHA256) : NULL;
+	pg_cryptohash_ctx *md5 = digest->want_md5 ? pg_cryptohash_create(PG_MD5) : NULL;
 	char	   *buffer = body->memory ? NULL : palloc(READ_SIZE);
 	pg_crc32c	crc;
 	uint8		bytes[PG_SHA256_DIGEST_LENGTH];
@@ -277,7 +277,7 @@ swarm_s3_digest(const SwarmNetBody *body, bool sha256, bool crc32c, SwarmS3Diges
 			elog(ERROR, "could not compute SHA-256: %s", pg_cryptohash_error(sha));
 		if (md5 != NULL && pg_cryptohash_update(md5, (const uint8 *) piece, n) < 0)
 			elog(ERROR, "could not compute MD5: %s", pg_cryptohash_error(md5));
-		if (crc32c)
+		if (digest->want_crc32c)
 			COMP_CRC32C(crc, piece, n);
 		done += n;
 	}
@@ -299,7 +299,7 @@ swarm_s3_digest(const SwarmNetBody *body, bool sha256, bool crc32c, SwarmS3Diges
 		}
 		pg_cryptohash_free(md5);
 	}
-	if (crc32c)
+	if (digest->want_crc32c)
 	{
 		FIN_CRC32C(crc);
 		for (int i = 0; i < 4; i++)

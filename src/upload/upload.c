@@ -17,6 +17,7 @@
 
 #include "base/doorbell.h"
 #include "base/shmem.h"
+#include "job/job.h"
 #include "upload/upload_int.h"
 
 #define RUNS		64
@@ -80,6 +81,7 @@ swarm_upload_init(void)
 							&swarm_s3_part_kb, 8 * 1024, SWARM_S3_PART_MIN / 1024, 4 * 1024 * 1024,
 							PGC_USERSET, GUC_UNIT_KB, NULL, NULL, NULL);
 	swarm_shmem_register(&runs_piece);
+	swarm_job_history_hook = swarm_upload_prune;
 }
 
 static Size

@@ -168,7 +168,7 @@ static bool
 prepare_server(SwarmUpload *upload)
 {
 	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *edata = NULL;
+	ErrorData  *volatile edata = NULL;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(upload->context);
@@ -238,7 +238,7 @@ end_cancelled(SwarmUpload *upload)
 	swarm_upload_finish(upload);
 	if (leftovers(upload) > 0)
 		(void) swarm_upload_enqueue(upload->batch, true);
-	swarm_upload_leave(upload);
+	swarm_upload_leave(upload, true);
 	swarm_s3_owner_end();
 }
 

@@ -6,12 +6,14 @@
 #define SWARM_UPLOAD_UPLOAD_INT_H
 
 #include "fmgr.h"
+#include "datatype/timestamp.h"
 #include "utils/jsonb.h"
 
 #include "s3/s3.h"
 #include "upload/upload.h"
 
 #define UPLOAD_CODE		64
+#define UPLOAD_ID_MAX	1024
 
 extern int	swarm_s3_max_files;
 extern int	swarm_s3_max_file_kb;
@@ -80,6 +82,8 @@ extern char *swarm_json_text(Jsonb *object, const char *field);
 typedef enum SwarmFileState
 {
 	FILE_WAITING,				/* to be opened */
+	FILE_SEARCHING,				/* has a lost run begun a multipart upload? */
+	FILE_LISTING,				/* which parts has it sent? */
 	FILE_CLEANING,				/* what a lost run has left is aborted first */
 	FILE_PUTTING,
 	FILE_CREATING,				/* a multipart upload */
@@ -96,7 +100,9 @@ typedef enum SwarmFileState
 
 typedef enum SwarmFileEvent
 {
-	FILE_EVENT_STALE,			/* a run before this one left an upload id */
+	FILE_EVENT_STALE,			/* an upload of a lost run must go */
+	FILE_EVENT_RESUME,			/* a lost run left an upload id */
+	FILE_EVENT_SEARCH,			/* there was one that may have begun an upload */
 	FILE_EVENT_SMALL,
 	FILE_EVENT_LARGE,
 	FILE_EVENT_OK,
@@ -141,6 +147,8 @@ typedef struct SwarmUploadFile
 	int64		part_size;
 	int			parts;
 	int			next_part;
+	int			parts_listed;	/* up to which, of a lost run */
+	int			searches;
 	int			parts_under_way;
 	int			parts_done;
 	char	  **etags;
@@ -177,10 +185,32 @@ struct SwarmUpload
 	bool		in_transaction; /* the caller's, that is not left */
 	int			place;			/* in shared memory, or -1 */
 	List	   *expired;		/* requests that wait for new credentials */
+	TimestampTz since;			/* when the first run began; 0 = this is it */
 	int64		started_ms;
 	int64		flush_ms;		/* dirty files since; 0 = none */
 	int64		progress_ms;
 };
+
+/* A request of a file, and what it is for. */
+typedef struct SwarmUploadStep
+{
+	SwarmUploadFile *file;
+	int			part;			/* from 1; 0 = no part */
+	MemoryContext context;
+	SwarmNetRequest *request;
+	SwarmS3Call call;
+} SwarmUploadStep;
+
+/* upload_send.c */
+extern void swarm_upload_send(SwarmUploadFile *file);
+extern void swarm_upload_send_parts(SwarmUploadFile *file);
+extern void swarm_upload_drop_requests(SwarmUploadFile *file);
+extern SwarmNetBody swarm_upload_part(const SwarmUploadFile *file, int part);
+
+/* upload_resume.c */
+extern SwarmFileEvent swarm_upload_searched(SwarmUploadStep *step);
+extern bool swarm_upload_listed(SwarmUploadStep *step);
+extern bool swarm_upload_etag_fits(SwarmUploadStep *step, const char *etag);
 
 extern void swarm_upload_options(SwarmUpload *upload, Jsonb *options);
 extern bool swarm_upload_option_timestamped(Jsonb *options);
@@ -191,11 +221,12 @@ extern Jsonb *swarm_upload_result(SwarmUpload *upload, int64 ms, bool finished);
 
 /* upload_store.c: the tables; store() between begin and end of a transaction */
 extern void swarm_upload_enter(SwarmUpload *upload);
-extern void swarm_upload_leave(SwarmUpload *upload);
+extern void swarm_upload_leave(SwarmUpload *upload, bool durable);
 extern void swarm_upload_store(SwarmUpload *upload);
 extern SwarmUpload *swarm_upload_load(MemoryContext context, int64 batch, Oid *owner, int64 *job,
 									  bool *finished, int64 *ms);
 extern void swarm_upload_finish(SwarmUpload *upload);
+extern void swarm_upload_prune(TimestampTz before);
 extern int64 swarm_upload_enqueue(int64 batch, bool clean);
 
 /* ------------------------------------------------------------------------

@@ -23,18 +23,27 @@
 #include "upload/upload_int.h"
 
 #define OPEN_AHEAD		2		/* times max_parallel files are open */
-#define PARTS_AT_ONCE	4		/* of one file */
 #define FLUSH_MS		100		/* outcomes are stored at least so often */
 #define PROGRESS_MS		50
 #define TURN_MS			1000
-#define STOP_STALL_MS	5000	/* a cancelled batch waits no longer to abort */
+#define SEARCHES		3		/* for what lost runs have begun */
 
 const SwarmFileEdge swarm_upload_edges[] = {
-	{FILE_WAITING, FILE_EVENT_STALE, FILE_CLEANING, "a lost run left a multipart upload: abort it, then start afresh"},
+	{FILE_WAITING, FILE_EVENT_STALE, FILE_CLEANING, "a lost run left a multipart upload that is not needed any more"},
+	{FILE_WAITING, FILE_EVENT_RESUME, FILE_LISTING, "a lost run left a multipart upload: which parts are there?"},
+	{FILE_WAITING, FILE_EVENT_SEARCH, FILE_SEARCHING, "a lost run may have begun one and died before it had the id"},
 	{FILE_WAITING, FILE_EVENT_SMALL, FILE_PUTTING, "fits into one request"},
 	{FILE_WAITING, FILE_EVENT_LARGE, FILE_CREATING, "larger than a part"},
 	{FILE_WAITING, FILE_EVENT_FAIL, FILE_FAILED, "its source cannot be read"},
 	{FILE_WAITING, FILE_EVENT_STOP, FILE_CANCELLED, "the batch is cancelled"},
+	{FILE_SEARCHING, FILE_EVENT_STALE, FILE_CLEANING, "it had: it has no parts, abort it"},
+	{FILE_SEARCHING, FILE_EVENT_OK, FILE_CREATING, "it had not"},
+	{FILE_SEARCHING, FILE_EVENT_FAIL, FILE_CREATING, "the server does not tell"},
+	{FILE_SEARCHING, FILE_EVENT_STOP, FILE_CANCELLED, "the batch is cancelled"},
+	{FILE_LISTING, FILE_EVENT_OK, FILE_PARTS, "what is there and equal is not sent again"},
+	{FILE_LISTING, FILE_EVENT_GONE, FILE_CREATING, "it was completed, or aborted: start afresh"},
+	{FILE_LISTING, FILE_EVENT_FAIL, FILE_CLEANING, "the server does not tell: start afresh"},
+	{FILE_LISTING, FILE_EVENT_STOP, FILE_ABORTING, "the batch is cancelled"},
 	{FILE_CLEANING, FILE_EVENT_OK, FILE_WAITING, "aborted"},
 	{FILE_CLEANING, FILE_EVENT_GONE, FILE_WAITING, "there was nothing left to abort"},
 	{FILE_CLEANING, FILE_EVENT_FAIL, FILE_FAILED, "its id stays noted"},
@@ -49,7 +58,7 @@ const SwarmFileEdge swarm_upload_edges[] = {
 	{FILE_PARTS, FILE_EVENT_FAIL, FILE_ABORTING, "a part could not be sent"},
 	{FILE_PARTS, FILE_EVENT_STOP, FILE_ABORTING, "the batch is cancelled"},
 	{FILE_COMPLETING, FILE_EVENT_OK, FILE_DONE, "stored"},
-	{FILE_COMPLETING, FILE_EVENT_GONE, FILE_CHECKING, "an earlier answer may be lost, or it had no ETag: look at the object"},
+	{FILE_COMPLETING, FILE_EVENT_GONE, FILE_CHECKING, "an answer may be lost, or it had no ETag: look at the object"},
 	{FILE_COMPLETING, FILE_EVENT_FAIL, FILE_ABORTING, "refused, or all attempts failed"},
 	{FILE_CHECKING, FILE_EVENT_OK, FILE_DONE, "the object is what was sent"},
 	{FILE_CHECKING, FILE_EVENT_FAIL, FILE_FAILED, "it is not"},
@@ -59,44 +68,26 @@ const SwarmFileEdge swarm_upload_edges[] = {
 };
 const int	swarm_upload_nedges = lengthof(swarm_upload_edges);
 
-/* What a request is for. */
-typedef struct Step
-{
-	SwarmUploadFile *file;
-	int			part;			/* from 1; 0 = no part */
-	MemoryContext context;
-	SwarmNetRequest *request;
-	SwarmS3Call call;
-} Step;
-
 static bool needs_transaction(const SwarmUpload *upload);
+static bool must_survive(const SwarmUpload *upload);
 static void open_sources(SwarmUpload *upload);
 static void open_source(SwarmUploadFile *file);
+static SwarmFileEvent opened_as(const SwarmUploadFile *file);
 static void renew_credentials(SwarmUpload *upload);
 static void go_on(SwarmUploadFile *file);
 static bool event(SwarmUploadFile *file, SwarmFileEvent what);
 static void finished(SwarmUploadFile *file);
 static void stop_all(SwarmUpload *upload);
 static void answered(SwarmNetRequest *request);
-static void part_sent(Step *step);
-static void completed(Step *step);
+static void part_sent(SwarmUploadStep *step);
+static void completed(SwarmUploadStep *step);
 static void note_failure(SwarmUploadFile *file, const SwarmNetRequest *request);
-static Step *new_step(SwarmUploadFile *file, const char *method);
-static void submit(Step *step);
-static void drop_requests(SwarmUploadFile *file);
-static void send_put(SwarmUploadFile *file);
-static void send_create(SwarmUploadFile *file);
-static void send_parts(SwarmUploadFile *file);
-static void send_complete(SwarmUploadFile *file);
-static void send_check(SwarmUploadFile *file);
-static void send_abort(SwarmUploadFile *file);
-static List *object_headers(SwarmUploadFile *file);
 static void show_progress(SwarmUpload *upload);
 
 const char *
 swarm_file_state_name(SwarmFileState state)
 {
-	static const char *const names[] = {"waiting", "cleaning", "sending", "creating", "noting", "parts",
+	static const char *const names[] = {"waiting", "searching", "listing", "cleaning", "sending", "creating", "noting", "parts",
 	"completing", "checking", "aborting", "done", "failed", "cancelled"};
 
 	return names[state];
@@ -105,7 +96,7 @@ swarm_file_state_name(SwarmFileState state)
 const char *
 swarm_file_event_name(SwarmFileEvent what)
 {
-	static const char *const names[] = {"leftover", "small", "large", "ok", "gone", "failure", "stop"};
+	static const char *const names[] = {"leftover", "resume", "search", "small", "large", "ok", "gone", "failure", "stop"};
 
 	return names[what];
 }
@@ -152,19 +143,21 @@ swarm_upload_run(SwarmUpload *upload)
 			open_sources(upload);
 			swarm_upload_store(upload);
 		}
+		if (upload->unfinished == 0 && upload->flush_ms == 0)
+			break;
 		if (IsTransactionState() && !upload->in_transaction)
-			swarm_upload_leave(upload);
+			swarm_upload_leave(upload, must_survive(upload));
 		for (int i = 0; i < upload->nfiles; i++)
 		{
 			SwarmUploadFile *file = &upload->files[i];
 
 			if (file->state == FILE_NOTING && !file->dirty)
 				event(file, FILE_EVENT_OK);
+			if (file->state == FILE_PARTS && file->parts_done == file->parts)
+				event(file, FILE_EVENT_OK);
 			else if (file->state == FILE_PARTS)
-				send_parts(file);
+				swarm_upload_send_parts(file);
 		}
-		if (upload->unfinished == 0 && upload->flush_ms == 0)
-			break;
 		SWARM_FAULT("upload.turn");
 		swarm_net_turn(upload->flush_ms != 0 ? FLUSH_MS / 2 : TURN_MS);
 		while (more)
@@ -186,7 +179,7 @@ swarm_upload_drop(SwarmUpload *upload)
 {
 	for (int i = 0; i < upload->nfiles; i++)
 	{
-		drop_requests(&upload->files[i]);
+		swarm_upload_drop_requests(&upload->files[i]);
 		swarm_upload_progress_give(upload->files[i].progress);
 		upload->files[i].progress = -1;
 	}
@@ -219,6 +212,22 @@ needs_transaction(const SwarmUpload *upload)
 	return waiting > 0 && open < upload->server->max_parallel * OPEN_AHEAD;
 }
 
+/*
+ * must_survive: is a crash right after the commit no reason to forget it?  Of
+ * outcomes it is: such a file is sent again.  An id, and that uploads are
+ * being begun, must be known then.
+ */
+static bool
+must_survive(const SwarmUpload *upload)
+{
+	for (int i = 0; i < upload->nfiles; i++)
+	{
+		if (upload->files[i].state == FILE_NOTING || upload->files[i].state == FILE_CREATING)
+			return true;
+	}
+	return false;
+}
+
 /* ------------------------------------------------------------------------
  * In a transaction
  * ------------------------------------------------------------------------ */
@@ -240,10 +249,7 @@ open_sources(SwarmUpload *upload)
 			file->started_ms = swarm_net_ms();
 		if (file->progress < 0)
 			file->progress = swarm_upload_progress_take(upload->batch, file->no);
-		if (file->upload_id != NULL)
-			event(file, FILE_EVENT_STALE);
-		else
-			open_source(file);
+		open_source(file);
 		open += !is_final(file->state);
 	}
 }
@@ -259,9 +265,15 @@ open_source(SwarmUploadFile *file)
 	ResourceOwner owner = CurrentResourceOwner;
 	MemoryContext scratch = AllocSetContextCreate(upload->context, "pg_swarm source", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old;
-	ErrorData  *edata = NULL;
+	ErrorData  *volatile edata = NULL;
 
+	if (file->context != NULL)
+		MemoryContextDelete(file->context); /* of its way to here */
 	file->context = AllocSetContextCreate(upload->context, "pg_swarm file", ALLOCSET_SMALL_SIZES);
+	file->requests = NIL;
+	file->etags = NULL;
+	file->next_part = file->parts_done = 0;
+	file->bytes_done = 0;
 	BeginInternalSubTransaction(NULL);
 	old = MemoryContextSwitchTo(scratch);
 	PG_TRY();
@@ -298,7 +310,20 @@ open_source(SwarmUploadFile *file)
 	while ((file->size + file->part_size - 1) / file->part_size > SWARM_S3_PARTS_MAX)
 		file->part_size *= 2;
 	file->parts = (int) ((file->size + file->part_size - 1) / file->part_size);
-	event(file, file->size > file->part_size ? FILE_EVENT_LARGE : FILE_EVENT_SMALL);
+	event(file, opened_as(file));
+}
+
+/* opened_as: what is to be done with a file that can be read. */
+static SwarmFileEvent
+opened_as(const SwarmUploadFile *file)
+{
+	bool		large = file->size > file->part_size;
+
+	if (file->upload_id != NULL)
+		return large ? FILE_EVENT_RESUME : FILE_EVENT_STALE;
+	if (large && file->upload->since != 0 && file->searches < SEARCHES)
+		return FILE_EVENT_SEARCH;
+	return large ? FILE_EVENT_LARGE : FILE_EVENT_SMALL;
 }
 
 /* renew_credentials: those that have expired; once for each file. */
@@ -357,30 +382,8 @@ go_on(SwarmUploadFile *file)
 	{
 		case FILE_WAITING:
 			break;
-		case FILE_PUTTING:
-			send_put(file);
-			break;
-		case FILE_CREATING:
-			send_create(file);
-			break;
 		case FILE_NOTING:
-			file->dirty = true;
-			if (upload->batch == 0)
-				file->dirty = false;
-			break;
-		case FILE_PARTS:
-			file->etags = MemoryContextAllocZero(file->context, file->parts * sizeof(char *));
-			send_parts(file);
-			break;
-		case FILE_COMPLETING:
-			send_complete(file);
-			break;
-		case FILE_CHECKING:
-			send_check(file);
-			break;
-		case FILE_CLEANING:
-		case FILE_ABORTING:
-			send_abort(file);
+			file->dirty = upload->batch != 0;
 			break;
 		case FILE_DONE:
 		case FILE_FAILED:
@@ -388,7 +391,8 @@ go_on(SwarmUploadFile *file)
 			finished(file);
 			break;
 		default:
-			elog(ERROR, "unknown state %d of a file", file->state);
+			swarm_upload_send(file);
+			break;
 	}
 }
 
@@ -398,7 +402,7 @@ finished(SwarmUploadFile *file)
 {
 	SwarmUpload *upload = file->upload;
 
-	drop_requests(file);
+	swarm_upload_drop_requests(file);
 	if (file->started_ms != 0)
 		file->ms = swarm_net_ms() - file->started_ms;
 	if (file->state == FILE_CANCELLED && file->code[0] == '\0')
@@ -437,7 +441,7 @@ stop_all(SwarmUpload *upload)
 static void
 answered(SwarmNetRequest *request)
 {
-	Step	   *step = ((SwarmS3Call *) request->caller)->caller;
+	SwarmUploadStep *step = ((SwarmS3Call *) request->caller)->caller;
 	SwarmUploadFile *file = step->file;
 	MemoryContext context = step->context;
 	MemoryContext old = MemoryContextSwitchTo(context);
@@ -471,7 +475,7 @@ answered(SwarmNetRequest *request)
 			{
 				char	   *id = swarm_s3_xml_text(request->answer, "UploadId", NULL);
 
-				if (id == NULL || *id == '\0' || strlen(id) > 1024)
+				if (id == NULL || *id == '\0' || strlen(id) > UPLOAD_ID_MAX)
 				{
 					strlcpy(file->code, "UnexpectedAnswer", sizeof(file->code));
 					strlcpy(file->error, "the server gave no upload id", sizeof(file->error));
@@ -482,13 +486,34 @@ answered(SwarmNetRequest *request)
 			}
 			event(file, request->succeeded ? FILE_EVENT_OK : FILE_EVENT_FAIL);
 			break;
+		case FILE_SEARCHING:
+			event(file, request->succeeded ? swarm_upload_searched(step) : FILE_EVENT_FAIL);
+			break;
+		case FILE_LISTING:
+			if (request->succeeded && swarm_upload_listed(step))
+				event(file, FILE_EVENT_OK);
+			else if (request->succeeded)
+				swarm_upload_send(file);	/* the next page */
+			else
+			{
+				if (gone)
+				{
+					/* parts on pages that came are gone as well */
+					file->upload_id = NULL;
+					file->etags = NULL;
+					file->parts_done = 0;
+					file->bytes_done = 0;
+				}
+				event(file, gone ? FILE_EVENT_GONE : FILE_EVENT_FAIL);
+			}
+			break;
 		case FILE_PARTS:
 			file->parts_under_way--;
 			if (request->succeeded)
 				part_sent(step);
 			else
 			{
-				drop_requests(file);
+				swarm_upload_drop_requests(file);
 				event(file, FILE_EVENT_FAIL);
 			}
 			break;
@@ -496,7 +521,7 @@ answered(SwarmNetRequest *request)
 			if (request->succeeded)
 				completed(step);
 			else
-				event(file, gone && request->attempts > 1 ? FILE_EVENT_GONE : FILE_EVENT_FAIL);
+				event(file, gone ? FILE_EVENT_GONE : FILE_EVENT_FAIL);
 			break;
 		case FILE_CHECKING:
 			completed(step);
@@ -523,7 +548,7 @@ note_failure(SwarmUploadFile *file, const SwarmNetRequest *request)
 }
 
 static void
-part_sent(Step *step)
+part_sent(SwarmUploadStep *step)
 {
 	SwarmUploadFile *file = step->file;
 
@@ -535,12 +560,12 @@ part_sent(Step *step)
 	if (file->parts_done == file->parts)
 		event(file, FILE_EVENT_OK);
 	else
-		send_parts(file);
+		swarm_upload_send_parts(file);
 }
 
 /* completed: the ETag of the whole, by the answer or by looking at the object. */
 static void
-completed(Step *step)
+completed(SwarmUploadStep *step)
 {
 	SwarmUploadFile *file = step->file;
 	SwarmNetRequest *request = step->request;
@@ -558,13 +583,10 @@ completed(Step *step)
 	else if (request->succeeded)
 	{
 		char	   *length = swarm_net_answer_header(request, "content-length");
-		char	   *suffix = psprintf("-%d", file->parts);
-		char	   *dash;
 
 		etag = swarm_s3_etag(swarm_net_answer_header(request, "etag"));
-		dash = strchr(etag, '-');
 		if (length == NULL || strtoll(length, NULL, 10) != file->size ||
-			(dash != NULL && strcmp(dash, suffix) != 0))
+			!swarm_upload_etag_fits(step, etag))
 		{
 			strlcpy(file->code, "NoSuchUpload", sizeof(file->code));
 			strlcpy(file->error, "the multipart upload is gone, and the object is not what was sent",
@@ -581,189 +603,6 @@ completed(Step *step)
 	file->upload_id = NULL;
 	file->etag = MemoryContextStrdup(file->upload->context, swarm_s3_etag(etag));
 	event(file, FILE_EVENT_OK);
-}
-
-/* ------------------------------------------------------------------------
- * Requests
- * ------------------------------------------------------------------------ */
-
-static Step *
-new_step(SwarmUploadFile *file, const char *method)
-{
-	MemoryContext context;
-	Step	   *step;
-
-	if (file->context == NULL)
-		file->context = AllocSetContextCreate(file->upload->context, "pg_swarm file", ALLOCSET_SMALL_SIZES);
-	context = AllocSetContextCreate(file->context, "pg_swarm step", ALLOCSET_SMALL_SIZES);
-	step = MemoryContextAllocZero(context, sizeof(Step));
-	step->file = file;
-	step->context = context;
-	step->call.server = file->upload->server;
-	step->call.method = method;
-	step->call.bucket = file->upload->bucket;
-	step->call.key = file->key;
-	step->call.body.fd = -1;
-	step->call.caller = step;
-	MemoryContextSwitchTo(context);
-	return step;
-}
-
-static void
-submit(Step *step)
-{
-	SwarmUpload *upload = step->file->upload;
-	MemoryContext files = step->file->context;
-
-	step->request = swarm_s3_request(step->context, &step->call);
-	step->request->answer_limit = 1024 * 1024;
-	if (upload->cancelled)
-	{
-		step->request->stall_ms = STOP_STALL_MS;
-		step->request->max_attempts = 2;
-	}
-	MemoryContextSwitchTo(files);
-	step->file->requests = lappend(step->file->requests, step);
-	swarm_net_submit(step->request);
-}
-
-static void
-drop_requests(SwarmUploadFile *file)
-{
-	ListCell   *lc;
-
-	foreach(lc, file->requests)
-	{
-		Step	   *step = lfirst(lc);
-
-		file->upload->expired = list_delete_ptr(file->upload->expired, step->request);
-		swarm_net_free(step->request);
-	}
-	file->requests = NIL;
-	file->parts_under_way = 0;
-}
-
-/* object_headers: what an object is stored with. */
-static List *
-object_headers(SwarmUploadFile *file)
-{
-	List	   *headers = list_copy(file->upload->headers);
-	JsonbIterator *it;
-	JsonbValue	v;
-	JsonbIteratorToken token;
-	char	   *name = NULL;
-
-	headers = lappend(headers, swarm_s3_pair("content-type", file->content_type));
-	if (file->metadata == NULL)
-		return headers;
-	it = JsonbIteratorInit(&file->metadata->root);
-	while ((token = JsonbIteratorNext(&it, &v, true)) != WJB_DONE)
-	{
-		if (token == WJB_KEY)
-		{
-			name = psprintf("x-amz-meta-%.*s", v.val.string.len, v.val.string.val);
-			for (char *p = name; *p; p++)
-				*p = pg_ascii_tolower(*p);
-		}
-		else if (token == WJB_VALUE && name != NULL && v.type == jbvString)
-			headers = lappend(headers, swarm_s3_pair(name, pnstrdup(v.val.string.val, v.val.string.len)));
-	}
-	return headers;
-}
-
-static void
-send_put(SwarmUploadFile *file)
-{
-	Step	   *step = new_step(file, "PUT");
-
-	step->call.headers = object_headers(file);
-	step->call.body = file->body;
-	if (file->size == 0)
-		step->call.body.memory = "";
-	step->call.checksum_crc32c = file->upload->crc32c;
-	step->call.checksum_sha256 = file->upload->sha256;
-	step->call.verify_etag = true;
-	submit(step);
-}
-
-static void
-send_create(SwarmUploadFile *file)
-{
-	Step	   *step = new_step(file, "POST");
-
-	step->call.query = list_make1(swarm_s3_pair("uploads", ""));
-	step->call.headers = object_headers(file);
-	if (file->upload->crc32c)
-		step->call.headers = lappend(step->call.headers, swarm_s3_pair("x-amz-checksum-algorithm", "CRC32C"));
-	if (file->upload->sha256)
-		step->call.headers = lappend(step->call.headers, swarm_s3_pair("x-amz-checksum-algorithm", "SHA256"));
-	step->call.answer_root = "InitiateMultipartUploadResult";
-	submit(step);
-}
-
-/* send_parts: some of them at the same time, not all: other files wait too. */
-static void
-send_parts(SwarmUploadFile *file)
-{
-	while (file->parts_under_way < PARTS_AT_ONCE && file->next_part < file->parts)
-	{
-		Step	   *step = new_step(file, "PUT");
-		int64		offset = file->next_part * file->part_size;
-
-		step->part = ++file->next_part;
-		step->call.query = list_make2(swarm_s3_pair("partNumber", psprintf("%d", step->part)),
-									  swarm_s3_pair("uploadId", file->upload_id));
-		step->call.body = file->body;
-		step->call.body.length = Min(file->part_size, file->size - offset);
-		if (file->body.memory != NULL)
-			step->call.body.memory = file->body.memory + offset;
-		else
-			step->call.body.offset = offset;
-		step->call.checksum_crc32c = file->upload->crc32c;
-		step->call.checksum_sha256 = file->upload->sha256;
-		step->call.verify_etag = true;
-		file->parts_under_way++;
-		submit(step);
-	}
-}
-
-static void
-send_complete(SwarmUploadFile *file)
-{
-	Step	   *step = new_step(file, "POST");
-	StringInfoData xml;
-
-	SWARM_FAULT("upload.complete");
-	initStringInfo(&xml);
-	appendStringInfoString(&xml, "<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
-	for (int i = 0; i < file->parts; i++)
-		appendStringInfo(&xml, "<Part><PartNumber>%d</PartNumber><ETag>&quot;%s&quot;</ETag></Part>",
-						 i + 1, swarm_s3_xml_escape(file->etags[i]));
-	appendStringInfoString(&xml, "</CompleteMultipartUpload>");
-	step->call.query = list_make1(swarm_s3_pair("uploadId", file->upload_id));
-	step->call.headers = list_make1(swarm_s3_pair("content-type", "application/xml"));
-	step->call.body.memory = xml.data;
-	step->call.body.length = xml.len;
-	step->call.answer_root = "CompleteMultipartUploadResult";
-	submit(step);
-}
-
-static void
-send_check(SwarmUploadFile *file)
-{
-	submit(new_step(file, "HEAD"));
-}
-
-static void
-send_abort(SwarmUploadFile *file)
-{
-	Step	   *step;
-
-	drop_requests(file);
-	step = new_step(file, "DELETE");
-	SWARM_FAULT("upload.abort");
-	step->call.query = list_make1(swarm_s3_pair("uploadId", file->upload_id));
-	submit(step);
 }
 
 /* show_progress: for the view, a few times a second. */
@@ -785,7 +624,7 @@ show_progress(SwarmUpload *upload)
 			continue;
 		foreach(lc, file->requests)
 		{
-			Step	   *step = lfirst(lc);
+			SwarmUploadStep *step = lfirst(lc);
 
 			if (file->state == FILE_PUTTING || step->part > 0)
 				sent += step->request->body.read;

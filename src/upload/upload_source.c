@@ -35,6 +35,7 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -59,6 +60,7 @@ static int64 column_size(const SwarmSource *source);
 static void copy_column(SwarmSpool *spool, const SwarmSource *source);
 static char *column_query(const SwarmSource *source, const char *what, bool *is_bytea);
 static char *key_column(Oid relation);
+static void copy_query(SwarmSpool *spool, const SwarmSource *source);
 static void query_to_lines(SwarmSpool *spool, const char *sql);
 static Oid	oid_of(const SwarmSource *source, const char *field);
 
@@ -310,7 +312,7 @@ swarm_source_open(const SwarmSource *source, MemoryContext context, int64 limit,
 	else if (strcmp(source->kind, "column") == 0)
 		copy_column(spool, source);
 	else
-		swarm_source_query(spool, text_of(source, "sql"), text_of(source, "format"), NULL);
+		copy_query(spool, source);
 	swarm_spool_finish(spool, body);
 }
 
@@ -616,6 +618,20 @@ swarm_copy_options(const char *format, Jsonb *options)
 			list = lappend(list, makeDefElem(pstrdup(known[i]), (Node *) makeString(value), -1));
 	}
 	return list;
+}
+
+/* copy_query: with the search_path of the session that asked for it. */
+static void
+copy_query(SwarmSpool *spool, const SwarmSource *source)
+{
+	int			level = NewGUCNestLevel();
+	char	   *path = swarm_json_text(source->ref, "search_path");
+
+	if (path != NULL)
+		(void) set_config_option("search_path", path, PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	swarm_source_query(spool, text_of(source, "sql"), text_of(source, "format"), NULL);
+	AtEOXact_GUC(true, level);
 }
 
 void

@@ -6,6 +6,7 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "funcapi.h"
@@ -45,10 +46,11 @@ static void run_here(SwarmUpload *upload);
 static SwarmUpload *upload_from_arguments(FunctionCallInfo fcinfo, char **fault);
 static char *read_files(SwarmUpload *upload, ArrayType *array, Jsonb *options);
 static void read_file(SwarmUploadFile *file, HeapTupleHeader row, const char *prefix);
+static Jsonb *with_search_path(Jsonb *ref);
 static void refuse_same_keys(const SwarmUpload *upload);
 static char *size_fault(SwarmUpload *upload);
 static void insert_batch(SwarmUpload *upload);
-static void insert_file(const SwarmUploadFile *file);
+static void insert_file(const SwarmUploadFile *file, SPIPlanPtr *plan);
 static SwarmUpload *load_visible(int64 batch, int64 *job, bool *finished, int64 *ms);
 static Jsonb *refusal(const char *message);
 static char *tags_header(Jsonb *options);
@@ -301,6 +303,22 @@ read_file(SwarmUploadFile *file, HeapTupleHeader row, const char *prefix)
 	file->source.data = isnull ? NULL : (bytea *) DatumGetPointer(d);
 	d = GetAttributeByNum(source, 3, &isnull);
 	file->source.ref = isnull ? NULL : DatumGetJsonbP(d);
+	if (strcmp(file->source.kind, "query") == 0 && file->source.ref != NULL)
+		file->source.ref = with_search_path(file->source.ref);
+}
+
+/* with_search_path: a query shall find what it would find now. */
+static Jsonb *
+with_search_path(Jsonb *ref)
+{
+	StringInfoData path;
+
+	initStringInfo(&path);
+	appendStringInfoString(&path, "{\"search_path\": ");
+	escape_json(&path, namespace_search_path);
+	appendStringInfoChar(&path, '}');
+	return DatumGetJsonbP(DirectFunctionCall2(jsonb_concat, JsonbPGetDatum(ref),
+											  DirectFunctionCall1(jsonb_in, CStringGetDatum(path.data))));
 }
 
 static int
@@ -361,6 +379,7 @@ insert_batch(SwarmUpload *upload)
 	CStringGetTextDatum(upload->bucket), (Datum) 0};
 	Oid			job_types[] = {INT8OID, INT8OID};
 	Datum		job_values[2];
+	SPIPlanPtr	plan = NULL;
 
 	values[3] = upload->options ? JsonbPGetDatum(upload->options) :
 		DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
@@ -369,7 +388,7 @@ insert_batch(SwarmUpload *upload)
 					  "VALUES ($1::regrole, $2, $3, $4) RETURNING id", 4, types, values, NULL);
 	upload->batch = swarm_spi_int64(0, 1);
 	for (int i = 0; i < upload->nfiles; i++)
-		insert_file(&upload->files[i]);
+		insert_file(&upload->files[i], &plan);
 	swarm_spi_end(&spi);
 	job_values[0] = Int64GetDatum(upload->batch);
 	job_values[1] = Int64GetDatum(swarm_upload_enqueue(upload->batch, false));
@@ -378,13 +397,15 @@ insert_batch(SwarmUpload *upload)
 	swarm_spi_end(&spi);
 }
 
+/* insert_file: *plan is kept for the next one. */
 static void
-insert_file(const SwarmUploadFile *file)
+insert_file(const SwarmUploadFile *file, SPIPlanPtr *plan)
 {
 	Oid			types[] = {INT8OID, INT4OID, TEXTOID, TEXTOID, TEXTOID, JSONBOID, BYTEAOID, TEXTOID, JSONBOID,
 	INT8OID};
 	Datum		values[10];
 	char		nulls[11] = "          ";
+	int			rc;
 	bool		is_bytea = strcmp(file->source.kind, "bytea") == 0;
 
 	values[0] = Int64GetDatum(file->upload->batch);
@@ -401,8 +422,12 @@ insert_file(const SwarmUploadFile *file)
 	values[8] = PointerGetDatum(file->metadata);
 	nulls[9] = file->size >= 0 ? ' ' : 'n';
 	values[9] = Int64GetDatum(file->size);
-	swarm_spi_execute("INSERT INTO swarm._s3_file (batch, no, name, key, kind, ref, data, content_type, metadata, size) "
-					  "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)", 10, types, values, nulls);
+	if (*plan == NULL)
+		*plan = SPI_prepare("INSERT INTO swarm._s3_file (batch, no, name, key, kind, ref, data, content_type, metadata, size) "
+							"VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)", 10, types);
+	rc = *plan ? SPI_execute_plan(*plan, values, nulls, false, 0) : SPI_result;
+	if (rc != SPI_OK_INSERT)
+		elog(ERROR, "could not store a file: %s", SPI_result_code_string(rc));
 }
 
 /* ------------------------------------------------------------------------

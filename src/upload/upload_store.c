@@ -11,6 +11,7 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 
 #include "base/compat.h"
@@ -19,17 +20,20 @@
 #include "base/spi.h"
 #include "upload/upload_int.h"
 
-static void store_file(SwarmUploadFile *file);
+static void store_file(SwarmUploadFile *file, SPIPlanPtr *plan);
 static SwarmFileState state_named(const char *name);
 static Datum text_or_null(const char *text, char *null);
 
 /*
  * swarm_upload_leave: commit, as COMMIT in a procedure does, but begin no new
- * transaction yet.
+ * transaction yet.  Not `durable`: files need not wait for the disk.
  */
 void
-swarm_upload_leave(SwarmUpload *upload)
+swarm_upload_leave(SwarmUpload *upload, bool durable)
 {
+	if (!durable)
+		(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
 	swarm_procedure_leave(upload->context);
 	swarm_s3_owner_begin();
 }
@@ -47,14 +51,20 @@ swarm_upload_enter(SwarmUpload *upload)
 void
 swarm_upload_store(SwarmUpload *upload)
 {
+	SPIPlanPtr	plan = NULL;
+	SwarmSpi	spi;
+
 	if (upload->batch == 0)
 		return;
+	swarm_spi_begin(&spi);
 	for (int i = 0; i < upload->nfiles; i++)
 	{
 		if (upload->files[i].dirty)
-			store_file(&upload->files[i]);
+			store_file(&upload->files[i], &plan);
 		upload->files[i].dirty = false;
 	}
+	swarm_spi_end(&spi);
+	MemoryContextSwitchTo(upload->context);
 	upload->flush_ms = 0;
 	SWARM_FAULT("upload.store");
 }
@@ -67,10 +77,11 @@ text_or_null(const char *text, char *null)
 	return *null == 'n' ? (Datum) 0 : CStringGetTextDatum(text);
 }
 
+/* store_file: *plan is kept for the next one. */
 static void
-store_file(SwarmUploadFile *file)
+store_file(SwarmUploadFile *file, SPIPlanPtr *plan)
 {
-	SwarmSpi	spi;
+	int			rc;
 	bool		done = file->state == FILE_DONE;
 	bool		final = file->state >= FILE_DONE;
 	Oid			types[] = {INT8OID, INT4OID, TEXTOID, INT8OID, TEXTOID, INT4OID, INT4OID, TEXTOID, TEXTOID,
@@ -92,14 +103,16 @@ store_file(SwarmUploadFile *file)
 	values[10] = Int64GetDatum(file->ms);
 	values[11] = BoolGetDatum(done);
 	values[12] = BoolGetDatum(final);
-	swarm_spi_begin(&spi);
-	swarm_spi_execute("UPDATE swarm._s3_file SET state = $3, size = coalesce($4, size), etag = $5, "
-					  "attempts = $6, status = $7, code = $8, error = $9, upload_id = $10, ms = $11, "
-					  "data = CASE WHEN $12 THEN NULL ELSE data END, "
-					  "started_at = coalesce(started_at, swarm._now()), "
-					  "finished_at = CASE WHEN $13 THEN swarm._now() END "
-					  "WHERE batch = $1 AND no = $2", 13, types, values, nulls);
-	swarm_spi_end(&spi);
+	if (*plan == NULL)
+		*plan = SPI_prepare("UPDATE swarm._s3_file SET state = $3, size = coalesce($4, size), etag = $5, "
+							"attempts = $6, status = $7, code = $8, error = $9, upload_id = $10, ms = $11, "
+							"data = CASE WHEN $12 THEN NULL ELSE data END, "
+							"started_at = coalesce(started_at, swarm._now()), "
+							"finished_at = CASE WHEN $13 THEN swarm._now() END "
+							"WHERE batch = $1 AND no = $2", 13, types);
+	rc = *plan ? SPI_execute_plan(*plan, values, nulls, false, 0) : SPI_result;
+	if (rc != SPI_OK_UPDATE)
+		elog(ERROR, "could not store an outcome: %s", SPI_result_code_string(rc));
 }
 
 static SwarmFileState
@@ -146,7 +159,7 @@ swarm_upload_load(MemoryContext context, int64 batch, Oid *owner, int64 *job, bo
 
 	swarm_spi_begin(&spi);
 	if (swarm_spi_query("SELECT owner::oid, server, bucket, options, job, cancelled, finished_at IS NOT NULL, "
-						"(extract(epoch FROM coalesce(finished_at, swarm._now()) - coalesce(started_at, created_at)) * 1000)::int8 "
+						"(extract(epoch FROM coalesce(finished_at, swarm._now()) - coalesce(started_at, created_at)) * 1000)::int8, started_at "
 						"FROM swarm._s3_batch WHERE id = $1", 1, types, values, NULL) > 0)
 	{
 		MemoryContextSwitchTo(context);
@@ -162,6 +175,9 @@ swarm_upload_load(MemoryContext context, int64 batch, Oid *owner, int64 *job, bo
 		upload->cancelled = swarm_spi_bool(0, 6);
 		*finished = swarm_spi_bool(0, 7);
 		*ms = swarm_spi_int64(0, 8);
+		upload->since = DatumGetTimestampTz(swarm_spi_column(0, 9, &isnull));
+		if (isnull)
+			upload->since = 0;
 		upload->nfiles = (int) swarm_spi_query(
 											   "SELECT no, name, key, kind, ref, content_type, metadata, state, coalesce(size, -1), etag, "
 											   "attempts, coalesce(status, 0), code, error, upload_id, coalesce(ms, 0) "
@@ -213,6 +229,26 @@ swarm_upload_finish(SwarmUpload *upload)
 	swarm_spi_begin(&spi);
 	swarm_spi_execute("UPDATE swarm._s3_batch SET finished_at = swarm._now() WHERE id = $1",
 					  1, types, values, NULL);
+	swarm_spi_end(&spi);
+}
+
+/*
+ * swarm_upload_prune: batches go with the history of their jobs, but for those
+ * whose multipart uploads nobody could abort.
+ */
+void
+swarm_upload_prune(TimestampTz before)
+{
+	SwarmSpi	spi;
+	Oid			types[] = {TIMESTAMPTZOID};
+	Datum		values[] = {TimestampTzGetDatum(before)};
+
+	swarm_spi_begin(&spi);
+	swarm_spi_execute("DELETE FROM swarm._s3_batch WHERE id IN ("
+					  "SELECT id FROM swarm._s3_batch b WHERE coalesce(finished_at, created_at) < $1 "
+					  "AND NOT EXISTS (SELECT FROM swarm._job j WHERE j.id = b.job) "
+					  "AND NOT EXISTS (SELECT FROM swarm._s3_file f WHERE f.batch = b.id AND f.upload_id IS NOT NULL) "
+					  "FOR UPDATE SKIP LOCKED)", 1, types, values, NULL);
 	swarm_spi_end(&spi);
 }
 

@@ -12,6 +12,7 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/pidfile.h"
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
 
@@ -227,6 +228,27 @@ swarm_worker_signals(void)
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
+}
+
+/*
+ * swarm_server_stopping: does the whole server stop?  The postmaster says so in
+ * its lock file before it signals anybody; nothing in shared memory tells a
+ * process whether its SIGTERM was meant for all.
+ */
+bool
+swarm_server_stopping(void)
+{
+	char		line[MAXPGPATH];
+	FILE	   *file = fopen("postmaster.pid", "r");
+	bool		stopping = false;
+
+	if (file == NULL)
+		return false;
+	for (int i = 1; i <= LOCK_FILE_LINE_PM_STATUS && fgets(line, sizeof(line), file); i++)
+		stopping = i == LOCK_FILE_LINE_PM_STATUS &&
+			strncmp(line, PM_STATUS_STOPPING, strlen(PM_STATUS_STOPPING)) == 0;
+	fclose(file);
+	return stopping;
 }
 
 /*

@@ -57,6 +57,7 @@ extern bool swarm_worker_register(const char *type, const char *function,
 								  BackgroundWorkerHandle **handle);
 extern SwarmWorkerArg swarm_worker_arg(void);
 extern void swarm_worker_signals(void);
+extern bool swarm_server_stopping(void);
 extern void swarm_worker_settings(void);
 extern void swarm_worker_sleep(long ms, uint32 wait_event);
 extern bool swarm_database_wanted(const char *name);

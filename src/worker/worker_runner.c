@@ -109,7 +109,7 @@ static void
 runner_exit(int code, Datum arg)
 {
 	swarm_inflight_note(0, 0);
-	swarm_queue_slot_died(slot);
+	swarm_queue_slot_died(slot, !swarm_server_stopping());
 	swarm_launcher_wake();		/* the scheduler may have left already */
 }
 

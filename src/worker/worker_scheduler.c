@@ -62,6 +62,7 @@ static void step_suspects(SwarmShard *s);
 static void forget_suspects(void);
 static void step_history(SwarmShard *s);
 static void step_memory(SwarmShard *s);
+static void step_origins(SwarmShard *s);
 static void start_runners(void);
 static int	runners_wanted(void);
 static bool start_runner(bool critical_only);
@@ -146,7 +147,7 @@ static void
 scheduler_exit(int code, Datum arg)
 {
 	if (own_slot != NULL)
-		swarm_queue_slot_died(own_slot);
+		swarm_queue_slot_died(own_slot, !swarm_server_stopping());
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	shard->scheduler_pid = 0;
 	shard->scheduler_latch = NULL;
@@ -257,6 +258,8 @@ turn(void)
 		step("history", step_history);
 	if (swarm_memory_sweep_due() <= swarm_now())
 		step("memory", step_memory);
+	if (swarm_memory_origins_asked())
+		step("origins", step_origins);
 	/* what a failed step had taken up is to be looked for everywhere */
 	if (config)
 		step("settings", step_config);
@@ -314,7 +317,7 @@ static bool
 step(const char *what, Step run)
 {
 	MemoryContext context = CurrentMemoryContext;
-	bool		done = true;
+	volatile bool done = true;
 
 	PG_TRY();
 	{
@@ -405,6 +408,12 @@ static void
 step_memory(SwarmShard *s)
 {
 	swarm_memory_sweep_step();
+}
+
+static void
+step_origins(SwarmShard *s)
+{
+	swarm_memory_origins_step();
 }
 
 /* ------------------------------------------------------------------------
@@ -625,7 +634,7 @@ run_here(void)
 	swarm_job_run_init();
 	did = swarm_runner_turn(shard, own_slot, CurrentMemoryContext);
 	swarm_inflight_note(0, 0);
-	swarm_queue_slot_died(own_slot);
+	swarm_queue_slot_died(own_slot, true);
 	own_slot = NULL;
 	return did;
 }

@@ -94,13 +94,18 @@ sub jobs_end
 sub crash_is_over
 {
 	my ($node, $since) = @_;
-	my $count = () = slurp_file($node->logfile) =~ /all server processes terminated; reinitializing/g;
+	my $again = qr/all server processes terminated; reinitializing/;
+	my $count = () = slurp_file($node->logfile) =~ /$again/g;
 
 	return $count unless defined $since;
 	for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
 	{
-		$count = () = slurp_file($node->logfile) =~ /all server processes terminated; reinitializing/g;
-		return $node->poll_query_until('postgres', 'SELECT 1', '1') if $count > $since;
+		my $log = slurp_file($node->logfile);
+
+		# a psql that is refused may end before it has read its query: Broken pipe
+		$count = () = $log =~ /$again/g;
+		return $node->poll_query_until('postgres', 'SELECT 1', '1')
+		  if $count > $since && $log =~ /.*$again.*ready to accept connections/s;
 		select undef, undef, undef, 0.1;
 	}
 	return 0;

@@ -124,6 +124,63 @@ ALTER TABLE item ENABLE ROW LEVEL SECURITY;
 SET ROLE regress_hnsw_reader;
 SELECT error_of($$SELECT swarm.qhnsw_recall('item_e')$$);
 RESET ROLE;
+
+-- many queries in one call: by the index directly, and by a statement where
+-- policies or children are involved; both alike
+CREATE TABLE many (id int PRIMARY KEY, e real[]);
+INSERT INTO many SELECT i, ARRAY[i, i * i % 17, i * i % 23] FROM generate_series(1, 900) i;
+INSERT INTO many VALUES (901, NULL);
+CREATE INDEX many_e ON many USING qhnsw (e) WITH (quantizer = none);
+DELETE FROM many WHERE id = 5;
+CREATE VIEW many_found AS SELECT m.query, m.distance, many.id
+	FROM swarm.search_many('many', 'e', '{{4,1,1},{600,5,5},{880,5,5}}', 3) m JOIN many ON many.ctid = m.row_id;
+CREATE TABLE by_scan AS SELECT * FROM many_found;
+SELECT query, count(*), count(DISTINCT id) AS ids, bool_or(id = 5) AS deleted,
+	bool_and(d = distance) AS exact, array_agg(d ORDER BY n) = array_agg(d ORDER BY d) AS in_order
+FROM (SELECT m.*, e <-> ARRAY(SELECT unnest(('{{4,1,1},{600,5,5},{880,5,5}}'::real[])[query:query])) AS d, row_number() OVER () AS n
+	FROM many_found m JOIN many USING (id)) s GROUP BY query ORDER BY query;
+SELECT count(*), count(distance) FROM swarm.search_many('many', 'e', '{{4,1,1}}', 1000);
+SELECT count(*) FROM swarm.search_many('many', 'e', '{}');
+SELECT error_of($$SELECT swarm.search_many('many', 'e', '{{1,2}}')$$);
+SELECT error_of($$SELECT swarm.search_many('many', 'id', '{{1,2,3}}')$$);
+SELECT error_of($$SELECT swarm.search_many('many', 'x', '{{1,2,3}}')$$);
+SELECT error_of($$SELECT swarm.search_many('many', 'e', '{1,2,3}')$$);
+SELECT error_of($$SELECT swarm.search_many('many', 'e', '{{1,2,NULL}}')$$);
+SELECT error_of($$SELECT swarm.search_many('many', 'e', '{{1,2,3}}', 0)$$);
+-- a row that this transaction has not committed, then one that it has removed
+BEGIN;
+INSERT INTO many VALUES (902, '{880,5,5}');
+SELECT id FROM many_found WHERE query = 3 ORDER BY distance LIMIT 1;
+DELETE FROM many WHERE id = 902;
+SELECT id FROM many_found WHERE query = 3 ORDER BY distance LIMIT 1;
+ROLLBACK;
+-- a child's rows belong to it
+CREATE TABLE many_child () INHERITS (many);
+CREATE INDEX ON many_child USING qhnsw (e);
+INSERT INTO many_child VALUES (903, '{880,5,5}');
+SELECT distance FROM swarm.search_many('many', 'e', '{{880,5,5}}', 1);
+DROP TABLE many_child;
+-- rights are those of SELECT, policies hold
+SET ROLE regress_hnsw_reader;
+SELECT error_of($$SELECT swarm.search_many('many', 'e', '{{1,2,3}}')$$);
+RESET ROLE;
+GRANT SELECT ON many TO regress_hnsw_reader;
+ALTER TABLE many ENABLE ROW LEVEL SECURITY;
+CREATE POLICY odd ON many USING (id % 2 = 1);
+GRANT SELECT ON by_scan TO regress_hnsw_reader;
+SET ROLE regress_hnsw_reader;
+SELECT query, count(*), bool_and(id % 2 = 1) AS policy FROM (SELECT m.query, many.id
+	FROM swarm.search_many('many', 'e', '{{4,1,1},{600,5,5}}', 3) m JOIN many ON many.ctid = m.row_id) s
+GROUP BY query ORDER BY query;
+RESET ROLE;
+DROP POLICY odd ON many;
+CREATE POLICY everything ON many USING (true);
+SET ROLE regress_hnsw_reader;
+SELECT array_agg(distance ORDER BY query, distance) = (SELECT array_agg(distance ORDER BY query, distance) FROM by_scan) AS same
+FROM swarm.search_many('many', 'e', '{{4,1,1},{600,5,5},{880,5,5}}', 3);
+RESET ROLE;
+DROP VIEW many_found;
+DROP TABLE many, by_scan;
 DROP TABLE item, part;
 DROP FUNCTION error_of, spy, rights;
 REVOKE CREATE ON SCHEMA public FROM regress_hnsw_owner;

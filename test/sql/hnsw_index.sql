@@ -141,6 +141,23 @@ SELECT odd, pending FROM swarm.qhnsw_stats('odd_dims');
 SELECT * FROM swarm.qhnsw_check('odd_dims');
 SELECT error_of($$INSERT INTO odd VALUES (5, '{1,2,3}')$$);
 DROP TABLE odd;
+-- nulls that came before the dimensions were known, by a build and by inserts,
+-- are returned too: last, once, as the snapshot has them
+CREATE TABLE odd (id int PRIMARY KEY, tag int, e real[]) WITH (fillfactor = 50);
+INSERT INTO odd VALUES (1, 0, NULL), (2, 0, NULL), (3, 0, NULL);
+CREATE INDEX odd_nulls ON odd USING qhnsw (e) WHERE id <> 3;
+SELECT id FROM odd WHERE id <> 3 ORDER BY e <-> '{1,1}', id;
+SELECT id FROM (SELECT id FROM odd WHERE id <> 3 ORDER BY e <-> '{1,1}') s ORDER BY id;
+INSERT INTO odd VALUES (4, 0, NULL), (5, 0, '{1,2}'), (6, 0, NULL), (7, 0, '{5,5}');
+UPDATE odd SET tag = 1 WHERE id = 2;	-- HOT
+UPDATE odd SET e = '{9,9}' WHERE id = 4;
+SELECT array_agg(id ORDER BY n) FILTER (WHERE n <= 3) AS first, array_agg(id ORDER BY id) FILTER (WHERE n > 3) AS last
+FROM (SELECT id, row_number() OVER () AS n FROM (SELECT id FROM odd WHERE id <> 3 ORDER BY e <-> '{1,1}') s) s;
+SELECT count(*), count(DISTINCT id) FROM (SELECT id FROM odd WHERE id <> 3 ORDER BY e <-> NULL::real[]) s;
+SELECT * FROM swarm.qhnsw_check('odd_nulls');
+REINDEX INDEX odd_nulls;
+SELECT array_agg(id ORDER BY id) FROM (SELECT id FROM odd WHERE id <> 3 ORDER BY e <-> '{1,1}') s;
+DROP TABLE odd;
 
 -- what is refused
 CREATE TABLE refused (id int, e real[]);

@@ -74,6 +74,14 @@ INSERT INTO item SELECT i, i % 10, vec(i, 12) FROM generate_series(1, 1500) i;
 SET qhnsw.pending_list_limit = 64;
 INSERT INTO item SELECT i, i % 10, vec(i, 12) FROM generate_series(1501, 2500) i;
 SELECT pending < 1000 AS folded, linked + pending FROM swarm.qhnsw_stats('item_e');
+-- each of them a part of it
+RESET qhnsw.pending_list_limit;
+DELETE FROM item WHERE id > 1500;
+VACUUM item;
+INSERT INTO item SELECT i, i % 10, vec(i, 12) FROM generate_series(1501, 2499) i;
+SET qhnsw.pending_list_limit = 64;
+INSERT INTO item VALUES (2500, 0, vec(2500, 12));
+SELECT pending FROM swarm.qhnsw_stats('item_e');
 RESET qhnsw.pending_list_limit;
 -- fastupdate can be switched, old rows wait on
 ALTER INDEX item_e SET (fastupdate = off);

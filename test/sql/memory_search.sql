@@ -47,6 +47,43 @@ SELECT swarm.memory_reembed('s/plain');
 SELECT key FROM swarm.memory_search('s/plain', 'x', mode => 'fuzzy');
 SELECT key FROM swarm.memory_search('s/plain', 'x', -1);
 SELECT key FROM swarm.memory_search('s/plain', NULL);
+-- words without embeddings: an index serves the text search
+SELECT swarm.namespace_alter('s/plain', '{"words": true}');
+SELECT count(swarm.memory_store('s/plain', 'n' || i, to_jsonb('number ' || i || CASE WHEN i % 1000 = 0 THEN ' rare' ELSE '' END), '1 day')) FROM generate_series(1, 3000) i;
+SELECT swarm.memory_delete('s/plain', 'n1000');
+SELECT key FROM swarm.memory_search('s/plain', 'rare', mode => 'text');
+SELECT key FROM swarm.memory_search('s/plain', 'PostgreSQL stores');
+SELECT key FROM swarm.memory_search('s/plain', 'x', mode => 'semantic');
+SELECT id AS plain FROM swarm._namespace WHERE name = 's/plain' \gset
+SELECT format('swarm._recall_%s', :plain) AS recall \gset
+ANALYZE swarm._memory;
+ANALYZE :recall;
+CREATE FUNCTION pg_temp.plan(query text) RETURNS SETOF text LANGUAGE plpgsql SET enable_seqscan = off AS $$
+DECLARE
+    line text;
+BEGIN
+    FOR line IN EXECUTE 'EXPLAIN (COSTS OFF) ' || query LOOP
+        RETURN NEXT regexp_replace(line, '_recall_\d+', '_recall_N', 'g');
+    END LOOP;
+END $$;
+SELECT p FROM pg_temp.plan(format($q$SELECT r.key FROM %s r JOIN swarm._memory m ON m.key = r.key
+    WHERE r.words @@ '''rare'':*'::tsquery AND m.namespace = %s AND (m.expires_at IS NULL OR m.expires_at > swarm._now())$q$, :'recall', :plain)) p WHERE p ~ 'Scan';
+-- as the function runs it (it turns sequential scans off, too): nothing is read one after the other
+BEGIN;
+SELECT sum(pg_stat_get_xact_tuples_returned(c)) AS before FROM unnest(ARRAY['swarm._memory', :'recall']::regclass[]) c \gset
+SELECT key FROM swarm.memory_search('s/plain', 'rare', mode => 'text');
+SELECT sum(pg_stat_get_xact_tuples_returned(c)) - :before AS tuples FROM unnest(ARRAY['swarm._memory', :'recall']::regclass[]) c;
+COMMIT;
+-- few pass the filter, and what expired is in the index: the limit is filled
+SELECT count(swarm.memory_store('s/embed', 'n' || i, jsonb_build_object('t', 'note about apples', 'i', i % 300), CASE WHEN i % 2 = 0 THEN interval '1 hour' END)) FROM generate_series(1, 3000) i;
+SELECT swarm._clock_advance('1 hour') IS NOT NULL AS moved;
+SELECT count(*), bool_and(value->>'i' = '7') AS passed FROM swarm.memory_search('s/embed', 'apples', 8, 'semantic', '{"i": 7}');
+SELECT count(*) FROM swarm.memory_search('s/embed', 'apples', 1500, 'semantic');
+SET qhnsw.iterative_scan = off;
+SELECT count(*) FROM swarm.memory_search('s/embed', 'apples', 8, 'semantic', '{"i": 7}');
+RESET qhnsw.iterative_scan;
+SELECT swarm._clock_advance(NULL) IS NOT NULL AS moved;
+SELECT swarm.namespace_alter('s/plain', '{"words": false}');
 SELECT count(*) FROM pg_class WHERE relname ~ '^_recall_' AND relkind = 'r';
 SELECT swarm.namespace_drop('s/embed'), swarm.namespace_drop('s/plain');
 SELECT count(*) FROM pg_class WHERE relname ~ '^_recall_' AND relkind = 'r';

@@ -1,14 +1,20 @@
 -- health, processes, and what every public object owes its users
+CREATE SCHEMA worker_views;
+\getenv tests PG_ABS_SRCDIR
+\set until :tests '/sql/include/until.sql'
+\set schema worker_views
+\i :until
+-- the processes start while we do
+CALL worker_views.until('count(*) = 5 FROM swarm.health() WHERE ok AND name IN (''preload'', ''primary'', ''launcher'', ''database served'', ''jobs released'')');
 SELECT name, ok FROM swarm.health() WHERE name IN ('preload', 'primary', 'launcher', 'database served', 'jobs released') ORDER BY name;
 SELECT count(*) > 5 AS checks, bool_and(detail <> '') AS details FROM swarm.health();
 SELECT role, count(*) >= 1 AS some FROM swarm.workers
-WHERE role = 'launcher' OR database = current_database() GROUP BY role ORDER BY role;
+WHERE role = 'launcher' OR role = 'scheduler' AND database = current_database() GROUP BY role ORDER BY role;
 SELECT bool_and(a.pid IS NOT NULL) AS all_are_backends
 FROM swarm.workers w LEFT JOIN pg_stat_activity a ON a.pid = w.pid AND a.backend_type = 'pg_swarm ' || w.role
-WHERE w.pid IS NOT NULL;
+WHERE w.role = 'launcher' OR w.role = 'scheduler' AND w.database = current_database();
 
 -- a running job is seen by id, with progress
-CREATE SCHEMA worker_views;
 CREATE FUNCTION worker_views.wait(job swarm.job) RETURNS jsonb LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM swarm.job_progress(0.25, 'waiting');
@@ -16,10 +22,6 @@ BEGIN
     RETURN '{"done": true}';
 END $$;
 SELECT swarm.handler_register('worker_views', 'worker_views.wait');
-\getenv tests PG_ABS_SRCDIR
-\set until :tests '/sql/include/until.sql'
-\set schema worker_views
-\i :until
 SELECT pg_advisory_lock(4714);
 SELECT swarm.job_enqueue('worker_views', '{"a": 1}') AS id \gset
 CALL worker_views.until(format('EXISTS (SELECT FROM swarm.workers WHERE job = %s AND message = %L)', :id, 'waiting'));

@@ -104,6 +104,38 @@ for my $fault (@faults)
 	}
 }
 
+# A new centre: where it is stored, and while rows are coded with it.  Rows of an
+# index that had another centre are found meanwhile, and the next fold ends it.
+for my $fault ([ 'hnsw.train.model', 0 ], [ 'hnsw.train.recode', 0 ], [ 'hnsw.train.recode', 300 ])
+{
+	my ($point, $skip) = @$fault;
+
+	for my $action (qw(error kill))
+	{
+		my $name = "$action at $point after $skip";
+		my $crashes = crash_is_over($node);
+
+		$node->safe_psql('postgres', q{
+			DROP TABLE IF EXISTS moved;
+			CREATE TABLE moved (id int, e real[]);
+			ALTER TABLE moved SET (autovacuum_enabled = off);
+			INSERT INTO moved SELECT i, vec(i) FROM generate_series(1, 300) i;
+			CREATE INDEX moved_e ON moved USING qhnsw (e real_l2_ops);
+			SET qhnsw.flush_after = -1;
+			INSERT INTO moved SELECT i, (SELECT array_agg(x + 2) FROM unnest(vec(i)) x) FROM generate_series(301, 1300) i});
+		$node->safe_psql('postgres', "SELECT swarm._fault_arm('$point', '$action', $skip, 1)");
+		my ($rc, $out, $err) = $node->psql('postgres', q{SELECT swarm.qhnsw_flush('moved_e')});
+
+		like($err, $action eq 'error' ? qr/fault point "\Q$point\E" was reached/ : qr/terminat|crash|closed|connection/, $name);
+		ok(crash_is_over($node, $crashes), "$name: the server comes back") if $action eq 'kill';
+		$node->safe_psql('postgres', 'SELECT swarm._fault_arm(NULL)');
+		is(difference($node, 'moved'), '', "$name: all rows are there");
+		$node->safe_psql('postgres', q{SELECT swarm.qhnsw_flush('moved_e')});
+		same_rows($node, 'moved', "$name: after another flush");
+		is($node->safe_psql('postgres', q{SELECT generation > 0, pending FROM swarm.qhnsw_stats('moved_e')}), 't|0', "$name: by the new centre");
+	}
+}
+
 # All rows go, and others come.
 for my $t (qw(fast slow))
 {

@@ -183,6 +183,20 @@ SELECT swarm.job_enqueue('sql', '{"sql": "SELECT pg_sleep(600)"}', unique_key =>
 is( $node->safe_psql('postgres', q{SELECT max(attempts) FROM swarm.job_history WHERE kind = 'sql'}),
 	'2', 'a crash counts as an attempt of what ran, an orderly stop does not');
 
+# Idle runners, which see the busy one die while the server stops, are not to
+# call its job lost.
+$node->safe_psql('postgres', q{SELECT swarm.job_enqueue('sql', '{"sql": "SELECT pg_sleep(600)"}', unique_key => 'long')});
+for (1 .. 4)
+{
+	enqueue(20, '{"sleep": 0.02}');
+	poll_sql($node, q{SELECT count(*) FROM swarm.jobs WHERE kind = 'work' AND finished_at IS NULL}, '0');
+	poll_sql($node, q{SELECT count(*) FROM swarm.jobs WHERE kind = 'sql' AND state = 'running'}, '1');
+	$node->restart;
+}
+is($node->safe_psql('postgres', 'SELECT count(*) FROM swarm._job_attempt'), '0', 'four stops beside idle runners: none was an attempt');
+$node->safe_psql('postgres', q{SELECT swarm.job_cancel(id) FROM swarm.jobs WHERE kind = 'sql' AND finished_at IS NULL});
+all_done('stops beside idle runners');
+
 # The postmaster is killed as well.
 enqueue(30, '{"sleep": 0.05}');
 running();

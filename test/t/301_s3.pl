@@ -56,7 +56,6 @@ foreach my $t (
 	[ 'an error inside a 200', { ok_error => 'InternalError', times => 1 }, 200, 2 ],
 	[ 'a cut body', { cut_request => 3, times => 1 }, 200, 2 ],
 	[ 'a lost answer', { drop => 1, times => 1 }, 200, 2 ],
-	[ 'a wrong ETag', { etag => 'ffffffffffffffffffffffffffffffff', times => 1 }, 200, 2 ],
 	[ 'no answer', { hang => 1, times => 1 }, 200, 2 ],
 	[ 'always 503', { status => 503, code => 'SlowDown' }, 500, 5 ])
 {

@@ -101,6 +101,48 @@ interrupted('the runner killed', $part, 'WAIT', sub {
 interrupted('the server stopped', $part, 'WAIT', sub { $node->stop('fast'); $node->start; }, 200);
 interrupted('the server stopped at once', $part, 'WAIT', sub { $node->stop('immediate'); $node->start; }, 200);
 
+# What a lost run has sent is not sent again; a source that has changed is.
+sub puts_of { my ($n) = @_; return scalar grep { /^PUT .*partNumber=$n\D.* 200/ } s3_log($s3); }
+foreach my $t ([ 'goes on', 0, 1 ], [ 'a source that has changed', 1, 2 ])
+{
+	my ($name, $change, $puts) = @$t;
+	my $file = PostgreSQL::Test::Utils::tempdir() . '/large';
+
+	unlink $file;
+	append_to_file($file, 'a' x (16 * 1024 * 1024) . 'z');
+	s3_clear($s3);
+	s3_rules($s3, { match => '^PUT .*partNumber=2', wait => 1 });
+	my $batch = upload(1, "swarm.from_file('$file')");
+	ok(wait_log($s3, 'partNumber=2\D.*WAIT') && wait_log($s3, 'partNumber=1\D.* 200') && wait_log($s3, 'partNumber=3\D.* 200'), "after a crash: $name");
+	if ($change)
+	{
+		unlink $file;
+		append_to_file($file, 'b' x (8 * 1024 * 1024) . 'a' x (8 * 1024 * 1024) . 'z');
+	}
+	$node->stop('immediate');
+	go($s3);
+	s3_rules($s3);
+	$node->start;
+	is(status($batch)->{status}, 200, '... ends well');
+	is(join(' ', map { puts_of($_) } 1, 3), "$puts 1", '... sends what is missing');
+	is(substr(s3_objects($s3)->{'docs/f1'}, 0, 1), $change ? 'b' : 'a', '... of the file as it is now');
+	is(length(s3_objects($s3)->{'docs/f1'}), 16 * 1024 * 1024 + 1, '... the object is whole');
+	is(s3_parts($s3), 0, '... no part is left');
+}
+
+# An upload that was begun without anybody having got its id is found and removed.
+s3_clear($s3);
+s3_rules($s3, { match => '^POST .*uploads', wait => 1, times => 1 });
+my $lost = upload(1, $large);
+ok(wait_log($s3, '^POST .*WAIT'), 'a multipart upload is begun');
+$node->stop('immediate');
+go($s3);
+ok(wait_log($s3, '^POST .*uploads= 200'), '... nobody gets its id');
+is(s3_parts($s3), 1, '... it is there');
+$node->start;
+is(status($lost)->{status}, 200, '... the next run ends well');
+is(s3_parts($s3), 0, '... and has removed it');
+
 # Fault points: an error or a death at each step
 foreach my $point ('upload.open', 'upload.turn', 'upload.store', 'upload.part', 'upload.complete', 'net.turn')
 {
@@ -116,11 +158,23 @@ foreach my $point ('upload.open', 'upload.turn', 'upload.store', 'upload.part', 
 		my $want = $point eq 'upload.open' && $action eq 'error' ? 500 : 200;	# costs the file
 		is($got->{status}, $want, "$action at $point: the outcome") or diag explain $got;
 		jobs_end($node, '... no job is left');
-		# an id that the server gave and nobody has got is an empty upload: docs/reference/s3.md
-		is($point eq 'net.turn' ? s3_part_files($s3) : s3_parts($s3), 0, '... no part is left');
+		is(s3_parts($s3), 0, '... no part is left');
 		$node->safe_psql('postgres', 'SELECT swarm._fault_arm(NULL)');
 	}
 }
+
+# Batches go with the history of their jobs.
+my $kept = $node->safe_psql('postgres', 'SELECT swarm._clock_advance(NULL); ' . upload_sql(1)) =~ s/.*\n//sr;
+is(status($kept)->{status}, 200, 'a batch of today');
+$node->safe_psql('postgres', "UPDATE swarm._s3_file SET upload_id = 'lost' WHERE batch = $b");
+$node->safe_psql('postgres', q{SELECT swarm._clock_advance('6 days')});
+is(status(upload(1))->{status}, 200, '... is not old after six days');
+poll_ok($node, q{SELECT count(*) FROM swarm._s3_batch WHERE finished_at IS NULL}, '... all have ended', '0');
+is($node->safe_psql('postgres', "SELECT count(*) FROM swarm.s3_batches WHERE id = $kept"), '1', '... and it is still there');
+$node->safe_psql('postgres', q{SELECT swarm._clock_advance('8 days 1 hour')});
+poll_ok($node, "SELECT count(*) FROM swarm.s3_batches WHERE id = $kept", '... after eight it is gone', '0');
+is($node->safe_psql('postgres', "SELECT string_agg(DISTINCT batch::text, ',') FROM swarm._s3_file WHERE finished_at < now() + interval '1 day'"), $b, '... with its files; one that nobody could clean up is kept');
+$node->safe_psql('postgres', "DELETE FROM swarm._s3_batch WHERE id = $b; SELECT swarm._clock_advance(NULL)");
 
 # The server of the batch goes away
 s3_clear($s3);
