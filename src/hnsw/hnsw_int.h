@@ -641,6 +641,8 @@ typedef void (*SwarmHnswReport) (void *arg, const char *problem,
 extern void swarm_hnsw_check(Relation rel, Relation heap, SwarmHnswReport report,
 							 void *arg);
 
+/* hnsw_measure.c */
+
 /* What swarm_hnsw_measure finds out. */
 typedef struct SwarmHnswMeasures
 {

@@ -153,95 +153,94 @@ swarm_hnsw_append(SwarmCandidates *array, SwarmCandidate c)
 }
 
 /*
- * swarm_hnsw_push_min: add to a heap whose first is the nearest.
+ * nearer: does a distance come before another in a heap whose first is the
+ * nearest, or with `farthest` the farthest?
+ *
+ * This and the next two are inline so that each order has code of its own.
+ */
+static pg_attribute_always_inline bool
+nearer(float a, float b, bool farthest)
+{
+	return farthest ? a > b : a < b;
+}
+
+/*
+ * push: add to a heap.
+ */
+static pg_attribute_always_inline void
+push(SwarmCandidates *heap, SwarmCandidate c, bool farthest)
+{
+	int			i = heap->count;
+
+	swarm_hnsw_append(heap, c);
+	while (i > 0 &&
+		   nearer(c.distance, heap->items[(i - 1) / 2].distance, farthest))
+	{
+		heap->items[i] = heap->items[(i - 1) / 2];
+		i = (i - 1) / 2;
+	}
+	heap->items[i] = c;
+}
+
+/*
+ * pop: take the first of a heap.
+ */
+static pg_attribute_always_inline SwarmCandidate
+pop(SwarmCandidates *heap, bool farthest)
+{
+	SwarmCandidate top = heap->items[0];
+	SwarmCandidate last = heap->items[--heap->count];
+	int			i = 0;
+
+	for (;;)
+	{
+		int			child = 2 * i + 1;
+
+		if (child >= heap->count)
+			break;
+		if (child + 1 < heap->count &&
+			nearer(heap->items[child + 1].distance, heap->items[child].distance,
+				   farthest))
+			child++;
+		if (!nearer(heap->items[child].distance, last.distance, farthest))
+			break;
+		heap->items[i] = heap->items[child];
+		i = child;
+	}
+	if (heap->count > 0)
+		heap->items[i] = last;
+	return top;
+}
+
+/*
+ * swarm_hnsw_push_min, swarm_hnsw_pop_min: of a heap whose first is the
+ * nearest.
  */
 void
 swarm_hnsw_push_min(SwarmCandidates *heap, SwarmCandidate c)
 {
-	int			i = heap->count;
-
-	swarm_hnsw_append(heap, c);
-	while (i > 0 && heap->items[(i - 1) / 2].distance > c.distance)
-	{
-		heap->items[i] = heap->items[(i - 1) / 2];
-		i = (i - 1) / 2;
-	}
-	heap->items[i] = c;
+	push(heap, c, false);
 }
 
-/*
- * swarm_hnsw_pop_min: take the nearest.
- */
 SwarmCandidate
 swarm_hnsw_pop_min(SwarmCandidates *heap)
 {
-	SwarmCandidate top = heap->items[0];
-	SwarmCandidate last = heap->items[--heap->count];
-	int			i = 0;
-
-	for (;;)
-	{
-		int			child = 2 * i + 1;
-
-		if (child >= heap->count)
-			break;
-		if (child + 1 < heap->count &&
-			heap->items[child + 1].distance < heap->items[child].distance)
-			child++;
-		if (last.distance <= heap->items[child].distance)
-			break;
-		heap->items[i] = heap->items[child];
-		i = child;
-	}
-	if (heap->count > 0)
-		heap->items[i] = last;
-	return top;
+	return pop(heap, false);
 }
 
 /*
- * swarm_hnsw_push_max: add to a heap whose first is the farthest.
+ * swarm_hnsw_push_max, swarm_hnsw_pop_max: of one whose first is the farthest.
  */
 void
 swarm_hnsw_push_max(SwarmCandidates *heap, SwarmCandidate c)
 {
-	int			i = heap->count;
-
-	swarm_hnsw_append(heap, c);
-	while (i > 0 && heap->items[(i - 1) / 2].distance < c.distance)
-	{
-		heap->items[i] = heap->items[(i - 1) / 2];
-		i = (i - 1) / 2;
-	}
-	heap->items[i] = c;
+	push(heap, c, true);
 }
 
-/*
- * swarm_hnsw_pop_max: take the farthest.
- */
 SwarmCandidate
 swarm_hnsw_pop_max(SwarmCandidates *heap)
 {
-	SwarmCandidate top = heap->items[0];
-	SwarmCandidate last = heap->items[--heap->count];
-	int			i = 0;
-
-	for (;;)
-	{
-		int			child = 2 * i + 1;
-
-		if (child >= heap->count)
-			break;
-		if (child + 1 < heap->count &&
-			heap->items[child + 1].distance > heap->items[child].distance)
-			child++;
-		if (last.distance >= heap->items[child].distance)
-			break;
-		heap->items[i] = heap->items[child];
-		i = child;
-	}
-	if (heap->count > 0)
-		heap->items[i] = last;
-	return top;
+	return pop(heap, true);
 }
 
 /*
