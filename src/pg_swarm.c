@@ -17,6 +17,7 @@
 #include "base/shmem.h"
 #include "hnsw/hnsw.h"
 #include "job/job.h"
+#include "llm/llm.h"
 #include "memory/memory.h"
 #include "net/net.h"
 #include "s3/s3.h"
@@ -54,6 +55,7 @@ _PG_init(void)
 	swarm_net_init();
 	swarm_s3_init();
 	swarm_upload_init();
+	swarm_llm_init();
 	swarm_shmem_init();
 
 	MarkGUCPrefixReserved("pg_swarm");

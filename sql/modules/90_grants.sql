@@ -139,3 +139,35 @@ REVOKE ALL ON FUNCTION
     swarm._task_get(oid, bigint), swarm._task_submit(oid, jsonb, bigint), swarm._task_wait(oid, bigint, interval),
     swarm._topology_create(oid, text, text, bigint[]), swarm._topology_drop(oid, text)
     FROM PUBLIC;
+
+-- llm: what spends money is closed; a conversation that somebody was allowed
+-- to begin is his, to go on with, watch and cancel (the right to the server is
+-- looked at in each turn). _llm_tool_execute and _llm_run do what their caller
+-- may do anyway. llm_bypass is a right by being executable.
+GRANT SELECT ON swarm._llm_conversation, swarm._llm_message, swarm._llm_call, swarm._llm_cost, swarm._llm_tool,
+    swarm.models TO PUBLIC;
+GRANT SELECT ON swarm.llm_conversations, swarm.llm_messages, swarm.llm_calls, swarm.tools, swarm.costs TO PUBLIC;
+REVOKE ALL ON FUNCTION swarm.llm_ask(text, jsonb, text, text[], text, jsonb),
+    swarm.llm_ask(text, text, text, text[], text, jsonb), swarm.llm_embed(text, text[]),
+    swarm.llm_count_tokens(text, jsonb), swarm.tool_create(text, regproc, text, text), swarm.llm_bypass() FROM PUBLIC;
+REVOKE ALL ON FUNCTION
+    swarm._model_changed(), swarm._budget_changed(), swarm._llm_server_check(text), swarm._llm_model(text),
+    swarm._model_resolve(text), swarm._llm_server_of(swarm.models),
+    swarm._llm_price(swarm.models, bigint, bigint, bigint, bigint), swarm._llm_edges(), swarm._llm_move(bigint, text),
+    swarm._budgets_of(swarm._llm_conversation, text), swarm._budget_alert(int, timestamptz, int),
+    swarm._budget_reserve(swarm._llm_conversation, swarm.models, bigint, bigint), swarm._budget_release(bigint, numeric, bigint),
+    swarm._budget_sweep(), swarm._llm_permission(text, text), swarm._llm_stricter(text, text), swarm._llm_tool_schema(oid),
+    swarm._tool_create(oid, text, regproc, text, text), swarm._tool_drop(oid, text), swarm._llm_blocks(jsonb),
+    swarm._llm_blocks_text(jsonb), swarm._llm_add(bigint, jsonb), swarm._llm_check_mode(oid, text),
+    swarm._llm_create(oid, text, jsonb, text, text[], text, jsonb, bigint), swarm._llm_tool_function(oid, text),
+    swarm._llm_ask(oid, text, jsonb, text, text[], text, jsonb), swarm._llm_request(oid, text, text, jsonb),
+    swarm._llm_embed(oid, text, text[]), swarm._llm_count_tokens(oid, text, jsonb), swarm._llm_own(oid, bigint),
+    swarm._llm_not_in_runner(), swarm._llm_say(oid, bigint, jsonb), swarm._llm_call_give_up(bigint),
+    swarm._llm_resume(oid, bigint), swarm._llm_cancel(oid, bigint), swarm._llm_approve(oid, bigint, text, boolean),
+    swarm._llm_permission_mode(oid, bigint, text), swarm._llm_body(swarm._llm_conversation, swarm.models, text, int),
+    swarm._llm_of_query(bigint), swarm._llm_begin(oid, jsonb, bigint), swarm._llm_end(bigint, text, text, text),
+    swarm._llm_tell_query(bigint, jsonb), swarm._llm_query_stopped(bigint, bigint), swarm._llm_next(bigint, bigint),
+    swarm._llm_stream(bigint, int, text), swarm._llm_turn_store(bigint, int, jsonb), swarm._llm_turn_end(bigint, int, jsonb),
+    swarm._llm_call_next(bigint, bigint), swarm._llm_call_done(bigint, int, int, text, boolean),
+    swarm._llm_call_results(bigint), swarm._llm_decisions(), swarm._llm_parse(text, bytea, int)
+    FROM PUBLIC;

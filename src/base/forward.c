@@ -6,6 +6,7 @@
 
 #include "catalog/pg_type.h"
 #include "funcapi.h"
+#include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
@@ -60,6 +61,9 @@ run(FunctionCallInfo fcinfo, Oid caller, const char *name, SPIPlanPtr *plan)
 		elog(ERROR, "swarm._%s failed", name);
 }
 
+/*
+ * swarm_forward: one value.
+ */
 Datum
 swarm_forward(FunctionCallInfo fcinfo, const char *name, SPIPlanPtr *plan)
 {
@@ -90,6 +94,9 @@ swarm_forward(FunctionCallInfo fcinfo, const char *name, SPIPlanPtr *plan)
 	return result;
 }
 
+/*
+ * swarm_forward_rows: a set of rows.
+ */
 Datum
 swarm_forward_rows(FunctionCallInfo fcinfo, const char *name, SPIPlanPtr *plan)
 {
@@ -104,4 +111,23 @@ swarm_forward_rows(FunctionCallInfo fcinfo, const char *name, SPIPlanPtr *plan)
 		tuplestore_puttuple(rsinfo->setResult, SPI_tuptable->vals[i]);
 	swarm_spi_end(&spi);
 	return (Datum) 0;
+}
+
+/*
+ * swarm_forward_id: an id that the private function returns, whatever its
+ * public one does; 0 for NULL.
+ */
+int64
+swarm_forward_id(FunctionCallInfo fcinfo, const char *name, SPIPlanPtr *plan)
+{
+	Oid			caller = GetUserId();
+	SwarmSpi	spi;
+	Datum		id;
+	bool		isnull;
+
+	swarm_spi_begin(&spi);
+	run(fcinfo, caller, name, plan);
+	id = swarm_spi_column(0, 1, &isnull);
+	swarm_spi_end(&spi);
+	return isnull ? 0 : DatumGetInt64(id);
 }

@@ -3,24 +3,24 @@
  *	  SQL functions whose work is a private function of the same name.
  *
  * swarm.NAME(a, b) runs SELECT * FROM swarm._NAME(caller, a, b) as the
- * extension.  The private function, in the module's SQL, is given the caller
- * and begins with asking for his right.
+ * extension.  The private function is given the caller's OID and begins with
+ * asking for his right.
  */
 #ifndef SWARM_BASE_FORWARD_H
 #define SWARM_BASE_FORWARD_H
 
 #include "executor/spi.h"
-#include "fmgr.h"
 
 #include "base/export.h"
 
-/* One value; `plan` is kept by the caller, NULL at first. */
+/* One value, or a set of rows. */
 extern Datum swarm_forward(FunctionCallInfo fcinfo, const char *name, SPIPlanPtr *plan);
-
-/* A set of rows. */
 extern Datum swarm_forward_rows(FunctionCallInfo fcinfo, const char *name, SPIPlanPtr *plan);
 
-/* Define the C function swarm_NAME of the SQL function swarm.NAME. */
+/* An id, which the public function need not return; 0 for NULL. */
+extern int64 swarm_forward_id(FunctionCallInfo fcinfo, const char *name, SPIPlanPtr *plan);
+
+/* SWARM_FORWARD(swarm_forward, name): the function that SQL calls for swarm.name */
 #define SWARM_FORWARD(how, name) \
 	SWARM_FUNCTION(swarm_##name); \
 	Datum \

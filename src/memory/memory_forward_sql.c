@@ -1,6 +1,6 @@
 /*
  * memory_forward_sql.c
- *	  SQL functions whose work is a private function of
+ *	  SQL functions whose work is a private function of the same name, in
  *	  sql/modules/50_memory.sql, which begins with asking
  *	  swarm._namespace_check() for the caller's right.
  */

@@ -115,6 +115,15 @@ typedef struct SwarmNetEndpoint
 	double		latency_max_ms;
 } SwarmNetEndpoint;
 
+/*
+ * Scheme and host, with port, of an endpoint; false if it is none: there may
+ * be a slash at its end, but no path, query or user (net_endpoint.c).
+ */
+extern bool swarm_net_split_endpoint(const char *endpoint, bool *https, char **host);
+
+/* Is the host an address, or localhost? */
+extern bool swarm_net_host_is_literal(const char *host);
+
 /* Find or make the record of an endpoint; never NULL. */
 extern SwarmNetEndpoint *swarm_net_endpoint(const char *name);
 
@@ -152,10 +161,12 @@ struct SwarmNetRequest
 	const char *ca_file;		/* or NULL: the system's */
 	bool		host_is_literal;	/* an address or localhost */
 	SwarmNetBody body;
+	bool		at_once;		/* send the body without asking first */
 	int			sink;			/* file for the body of a 2xx answer, or -1 */
 	int64		answer_limit;	/* bytes of an answer that are accepted */
 	int			max_attempts;
 	int			stall_ms;		/* 0: pg_swarm.net_stall_timeout */
+	int			timeout_ms;		/* of an attempt; 0: pg_swarm.net_timeout */
 	void	   *caller;			/* for the caller's own use */
 
 	/*
@@ -173,11 +184,13 @@ struct SwarmNetRequest
 	/* result */
 	bool		finished;
 	bool		succeeded;
-	int			status;			/* of the last answer; 0 = none came */
+	int			status;			/* of the last answer, as soon as its head is
+								 * there; 0 = none came */
 	int			curl_code;
 	int			attempts;
-	const char *answer;			/* body, zero-terminated; "" if it went to
-								 * sink */
+	const char *answer;			/* body so far, zero-terminated; "" if it went
+								 * to sink.  Between two turns a caller may
+								 * read what has come */
 	size_t		answer_length;
 	int64		sent;			/* body bytes, of the last attempt */
 	int64		received;

@@ -642,6 +642,7 @@ drop_attempt(SwarmNetState *state)
 			break;
 		}
 	}
+	state->request->status = 0;
 	swarm_breaker_dropped(state->request->endpoint, state->probing);
 	state->probing = false;
 }

@@ -94,6 +94,18 @@ swarm_net_easy(SwarmNetState *state)
 
 	if (easy == NULL)
 		return NULL;
+
+	/*
+	 * Asking first (Expect: 100-continue) costs a second wherever nobody
+	 * answers that.
+	 */
+	if (has_body && request->at_once)
+	{
+		struct curl_slist *more = curl_slist_append(state->headers, "Expect:");
+
+		if (more != NULL)
+			state->headers = more;
+	}
 	SET(CURLOPT_URL, state->url);
 	SET(CURLOPT_PATH_AS_IS, 1L);
 	SET(CURLOPT_PROTOCOLS_STR, "http,https");
@@ -113,7 +125,7 @@ swarm_net_easy(SwarmNetState *state)
 	SET(CURLOPT_CONNECTTIMEOUT_MS, (long) swarm_net_connect_timeout_ms);
 	SET(CURLOPT_LOW_SPEED_LIMIT, 1L);
 	SET(CURLOPT_LOW_SPEED_TIME, (stall_ms + 999L) / 1000);
-	SET(CURLOPT_TIMEOUT_MS, (long) swarm_net_timeout_ms);
+	SET(CURLOPT_TIMEOUT_MS, (long) (request->timeout_ms ? request->timeout_ms : swarm_net_timeout_ms));
 	SET(CURLOPT_ERRORBUFFER, state->message);
 	SET(CURLOPT_PRIVATE, (void *) state);
 	SET(CURLOPT_HEADERFUNCTION, write_header);
@@ -273,7 +285,13 @@ write_header(char *data, size_t size, size_t n, void *arg)
 	size_t		length = size * n;
 
 	if (length >= 5 && memcmp(data, "HTTP/", 5) == 0)
+	{
+		long		status = 0;
+
 		state->head_length = 0;
+		curl_easy_getinfo(state->easy, CURLINFO_RESPONSE_CODE, &status);
+		state->request->status = (int) status;
+	}
 	if (state->head_length + length < NET_HEADER_ROOM)
 	{
 		memcpy(state->head + state->head_length, data, length);

@@ -9,7 +9,4 @@
 
 extern char *swarm_s3_allowed_endpoints;
 
-/* s3_server.c: scheme and host of an endpoint; false if it is none */
-extern bool swarm_s3_split_endpoint(const char *endpoint, bool *https, char **host);
-
 #endif							/* SWARM_S3_S3_INT_H */

@@ -197,7 +197,7 @@ check_endpoint(const char *name, const char *value)
 	bool		https;
 	char	   *host;
 
-	if (!swarm_s3_split_endpoint(value, &https, &host))
+	if (!swarm_net_split_endpoint(value, &https, &host))
 		invalid(name, value, "It has the form http://host:port or https://host:port, without path, query or user.");
 }
 
@@ -265,43 +265,6 @@ check_secret(const char *name, const char *value)
 				 errhint("It consists of printable ASCII characters.")));
 }
 
-/*
- * swarm_s3_split_endpoint: scheme and host[:port] of an endpoint; false if it
- * is none.
- */
-bool
-swarm_s3_split_endpoint(const char *endpoint, bool *https, char **host)
-{
-	const char *p = endpoint;
-	size_t		length;
-	char	   *port;
-
-	if (strncmp(p, "https://", 8) == 0)
-		*https = true, p += 8;
-	else if (strncmp(p, "http://", 7) == 0)
-		*https = false, p += 7;
-	else
-		return false;
-	length = strlen(p);
-	if (length > 0 && p[length - 1] == '/')
-		length--;
-	if (length == 0 || length > SWARM_NET_ENDPOINT_NAME - 16)
-		return false;
-	if (strspn(p, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-:[]") < length)
-		return false;
-	*host = pnstrdup(p, length);
-	port = strrchr(*host, ':');
-	if (port != NULL && strchr(port, ']') == NULL)
-	{
-		int			n;
-
-		if (!parse_int(port + 1, &n, 0, NULL) || n < 1 || n > 65535 || port == *host ||
-			strspn(port + 1, "0123456789") != strlen(port + 1))
-			return false;
-	}
-	return (**host == '[') == (strchr(*host, ']') != NULL);
-}
-
 /* ------------------------------------------------------------------------
  * Reading a server
  * ------------------------------------------------------------------------ */
@@ -357,7 +320,7 @@ swarm_s3_endpoint_of(List *options)
 	bool		https;
 	char	   *host;
 
-	if (endpoint == NULL || !swarm_s3_split_endpoint(endpoint, &https, &host))
+	if (endpoint == NULL || !swarm_net_split_endpoint(endpoint, &https, &host))
 		return NULL;
 	return psprintf("%s://%s", https ? "https" : "http", host);
 }
@@ -368,19 +331,14 @@ swarm_s3_server(const char *name)
 	ForeignServer *foreign = find_server(name);
 	SwarmS3Server *server = palloc0(sizeof(SwarmS3Server));
 	char	   *value;
-	char	   *bare;
 
 	server->name = pstrdup(name);
 	value = option(foreign->options, "endpoint");
-	if (value == NULL || !swarm_s3_split_endpoint(value, &server->https, &server->host))
+	if (value == NULL || !swarm_net_split_endpoint(value, &server->https, &server->host))
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
 				 errmsg("server \"%s\" has no endpoint", name)));
-	bare = pstrdup(server->host);
-	if (bare[0] != '[' && strchr(bare, ':'))
-		*strchr(bare, ':') = '\0';
-	server->literal = bare[0] == '[' || strcmp(bare, "localhost") == 0 ||
-		strspn(bare, "0123456789.") == strlen(bare);
+	server->literal = swarm_net_host_is_literal(server->host);
 	value = option(foreign->options, "region");
 	server->region = pstrdup(value ? value : "us-east-1");
 	value = option(foreign->options, "path_style");

@@ -21,6 +21,7 @@
 #define JOB_ID		1			/* fields of swarm.job */
 #define JOB_ARGS	4
 
+static Datum run_job(FunctionCallInfo fcinfo);
 static void upload_batch(SwarmUpload **upload, MemoryContext context, int place,
 						 int64 batch, int64 job, bool clean);
 static bool prepare_server(SwarmUpload *upload);
@@ -36,6 +37,18 @@ SWARM_FUNCTION(swarm_upload_job);
 Datum
 swarm_upload_job(PG_FUNCTION_ARGS)
 {
+	if (PG_ARGISNULL(0) || MyBackendType != B_BG_WORKER || fcinfo->context == NULL ||
+		!IsA(fcinfo->context, CallContext) || ((CallContext *) fcinfo->context)->atomic)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("only a runner can upload a batch"),
+				 errhint("Use swarm.s3_upload() or swarm.s3_upload_sync().")));
+	return run_job(fcinfo);
+}
+
+static Datum
+run_job(FunctionCallInfo fcinfo)
+{
 	HeapTupleHeader row = PG_GETARG_HEAPTUPLEHEADER(0);
 	bool		isnull;
 	int64		job = DatumGetInt64(GetAttributeByNum(row, JOB_ID, &isnull));
@@ -48,12 +61,6 @@ swarm_upload_job(PG_FUNCTION_ARGS)
 	MemoryContext context;
 	SwarmUpload *volatile upload = NULL;
 
-	if (MyBackendType != B_BG_WORKER || fcinfo->context == NULL ||
-		!IsA(fcinfo->context, CallContext) || ((CallContext *) fcinfo->context)->atomic)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("only a runner can upload a batch"),
-				 errhint("Use swarm.s3_upload() or swarm.s3_upload_sync().")));
 	if (batch_text == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

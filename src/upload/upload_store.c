@@ -7,20 +7,16 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
-#include "pgstat.h"
-#include "tcop/pquery.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/portal.h"
-#include "utils/snapmgr.h"
 
 #include "base/compat.h"
 #include "base/fault.h"
+#include "base/procedure.h"
 #include "base/spi.h"
 #include "upload/upload_int.h"
 
@@ -38,11 +34,7 @@ swarm_upload_leave(SwarmUpload *upload, bool durable)
 	if (!durable)
 		(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
 								 GUC_ACTION_LOCAL, true, 0, false);
-	HoldPinnedPortals();
-	ForgetPortalSnapshots();
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(upload->context);
-	pgstat_report_stat(false);
+	swarm_procedure_leave(upload->context);
 	swarm_s3_owner_begin();
 }
 
@@ -50,10 +42,7 @@ void
 swarm_upload_enter(SwarmUpload *upload)
 {
 	swarm_s3_owner_end();
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	EnsurePortalSnapshotExists();
-	MemoryContextSwitchTo(upload->context);
+	swarm_procedure_enter(upload->context);
 }
 
 /*
