@@ -18,6 +18,7 @@
 #include "job/job.h"
 #include "memory/memory.h"
 #include "net/net.h"
+#include "query/query.h"
 #include "s3/s3.h"
 #include "upload/upload.h"
 #include "vector/vector.h"
@@ -52,6 +53,7 @@ _PG_init(void)
 	swarm_net_init();
 	swarm_s3_init();
 	swarm_upload_init();
+	swarm_query_init();
 	swarm_shmem_init();
 
 	MarkGUCPrefixReserved("pg_swarm");
