@@ -256,7 +256,7 @@ AS $$ SELECT count(*), count(*) FILTER (WHERE state = 'running'), count(*) FILTE
 COMMENT ON FUNCTION swarm.query_stats IS 'how many queries are in which state';
 
 CREATE FUNCTION swarm.query_result(id bigint) RETURNS jsonb
-LANGUAGE sql STABLE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
+LANGUAGE sql VOLATILE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
 AS $$ SELECT result FROM swarm._query q WHERE q.id = $1 $$;
 COMMENT ON FUNCTION swarm.query_result IS 'what a query has come to: of a statement {"rows", "data", "truncated"}; null before its end';
 

@@ -45,7 +45,7 @@ swarm_query_run_command(SwarmQuerySlot *slot)
 	LWLockRelease(swarm_query_lock);
 	if (mail != NULL)
 	{
-		bool		begun = false;
+		volatile bool begun = false;
 
 		PG_TRY();
 		{

@@ -368,11 +368,15 @@ leave_hold(bool interrupted)
 	SwarmQuerySlot *slot = swarm_query_me;
 
 	LWLockAcquire(swarm_query_lock, LW_EXCLUSIVE);
-	slot->state = SWARM_QUERY_RUNNING;
 	slot->resumed_at = swarm_now();
 	slot->paused_us += Max(slot->resumed_at - slot->paused_at, 0);
 	slot->node[0] = '\0';
-	if (slot->leader < 0)
+
+	/* a statement that is terminated while paused goes from there to its end */
+	if (!interrupted || slot->kind == SWARM_KIND_SESSION ||
+		(pg_atomic_read_u32(&slot->request) & SWARM_REQ_STOP) == 0)
+		slot->state = SWARM_QUERY_RUNNING;
+	if (slot->leader < 0 && slot->state == SWARM_QUERY_RUNNING)
 	{
 		if (interrupted)
 			(void) swarm_query_unpause(slot, InvalidOid);

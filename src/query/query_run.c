@@ -56,8 +56,8 @@ static bool rows_receive(TupleTableSlot *slot, DestReceiver *self);
 static void rows_nothing(DestReceiver *self);
 static void run_statement(const SwarmQueryRow *row, Outcome *out);
 static Datum rows_to_jsonb(const SwarmQueryRows *rows);
-static void store_outcome(const Outcome *out, SwarmQueryRow *row, TimestampTz started,
-						  int64 paused_us, int pauses);
+static void store_outcome(const Outcome *out, SwarmQueryRow *row,
+						  const SwarmQuerySlot *last);
 
 /*
  * swarm_query_execute: run `sql`, one or more statements; `rows` gets those
@@ -184,9 +184,7 @@ swarm_query_job(PG_FUNCTION_ARGS)
 		getKeyJsonValueFromContainer(&args->root, "query", 5, &buffer) : NULL;
 	SwarmQueryRow row;
 	Outcome		out = {0};
-	TimestampTz started;
-	int64		paused_us;
-	int			pauses;
+	SwarmQuerySlot last;
 
 	if (MyBackendType != B_BG_WORKER || value == NULL || value->type != jbvNumeric)
 		ereport(ERROR,
@@ -204,7 +202,6 @@ swarm_query_job(PG_FUNCTION_ARGS)
 
 	swarm_query_attach(row.id, SWARM_KIND_STATEMENT, row.owner,
 					   strcmp(row.permission_mode, "plan") == 0);
-	started = swarm_query_me->started_at;
 	LWLockAcquire(swarm_query_lock, LW_EXCLUSIVE);
 	swarm_query_tell(swarm_query_me, SWARM_QUERY_START, SWARM_QUERY_INIT, SWARM_QUERY_RUNNING, NULL);
 	LWLockRelease(swarm_query_lock);
@@ -220,10 +217,9 @@ swarm_query_job(PG_FUNCTION_ARGS)
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-	paused_us = swarm_query_me->paused_us;
-	pauses = swarm_query_me->pauses;
+	last = *swarm_query_me;
 	swarm_query_detach(NULL);
-	store_outcome(&out, &row, started, paused_us, pauses);
+	store_outcome(&out, &row, &last);
 	PG_RETURN_NULL();
 }
 
@@ -317,25 +313,29 @@ rows_to_jsonb(const SwarmQueryRows *rows)
  * store_outcome: the row's end, in the transaction of the statement.
  */
 static void
-store_outcome(const Outcome *out, SwarmQueryRow *row, TimestampTz started,
-			  int64 paused_us, int pauses)
+store_outcome(const Outcome *out, SwarmQueryRow *row, const SwarmQuerySlot *last)
 {
 	SwarmSpi	spi;
-	Oid			types[] = {INT8OID, JSONBOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, INT8OID, INT4OID};
+	Oid			types[] = {INT8OID, JSONBOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, INT8OID, INT4OID,
+	TIMESTAMPTZOID, TIMESTAMPTZOID};
 	Datum		values[] = {Int64GetDatum(row->id), out->result,
 		out->error ? CStringGetTextDatum(out->error) : (Datum) 0,
-		CStringGetTextDatum(out->sqlstate), TimestampTzGetDatum(started),
-	Int64GetDatum(paused_us), Int32GetDatum(pauses)};
-	char		nulls[] = "       ";
+		CStringGetTextDatum(out->sqlstate), TimestampTzGetDatum(last->started_at),
+	Int64GetDatum(last->paused_us), Int32GetDatum(last->pauses),
+	TimestampTzGetDatum(last->paused_at), TimestampTzGetDatum(last->resumed_at)};
+	char		nulls[] = "         ";
 
 	nulls[1] = out->result ? ' ' : 'n';
 	nulls[2] = out->error ? ' ' : 'n';
 	nulls[3] = out->error ? ' ' : 'n';
+	nulls[7] = last->paused_at != 0 ? ' ' : 'n';
+	nulls[8] = last->resumed_at != 0 ? ' ' : 'n';
 	swarm_spi_begin(&spi);
 	swarm_spi_execute("UPDATE swarm._query SET result = $2, error = $3, sqlstate = $4, started_at = $5, "
-					  "total_pause = $6 * interval '1 microsecond', pauses = $7 WHERE id = $1",
-					  7, types, values, nulls);
+					  "total_pause = $6 * interval '1 microsecond', pauses = $7, "
+					  "paused_at = $8, resumed_at = $9 WHERE id = $1",
+					  9, types, values, nulls);
 	swarm_spi_end(&spi);
-	row->state = SWARM_QUERY_RUNNING;
+	row->state = last->state;
 	swarm_query_move(row, out->event, row->owner, out->error);
 }

@@ -48,7 +48,6 @@ typedef struct NewsTaken
 
 LWLock	   *swarm_query_lock = NULL;
 SwarmQuerySlot *swarm_query_me = NULL;
-SwarmSteer	(*swarm_steer_hook) (int64 query) = NULL;
 
 static QueryShared *shared = NULL;
 
@@ -174,7 +173,7 @@ attach(int64 query, SwarmQueryKind kind, Oid owner, int leader, bool read_only)
 	slot->kind = kind;
 	slot->latch = MyLatch;
 	slot->leader = leader;
-	slot->actor = InvalidOid;
+	slot->actor = owner;
 	slot->resume_at = slot->kill_at = DT_NOEND;
 	slot->asked_at = 0;
 	slot->read_only = read_only;

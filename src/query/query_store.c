@@ -89,7 +89,7 @@ swarm_query_move(SwarmQueryRow *row, SwarmQueryEvent event, Oid actor, const cha
 	swarm_spi_execute("UPDATE swarm._query SET state = $2::swarm.query_state, "
 					  "started_at = CASE WHEN $2 = 'running' THEN coalesce(started_at, $3) ELSE started_at END, "
 					  "total_pause = total_pause + CASE WHEN state = 'paused' AND kind = 'llm' "
-					  "THEN $3 - paused_at ELSE '0' END, "
+					  "THEN coalesce($3 - paused_at, '0') ELSE '0' END, "
 					  "pauses = pauses + (CASE WHEN $2 = 'paused' THEN 1 ELSE 0 END), "
 					  "paused_at = CASE WHEN $2 = 'paused' THEN $3 ELSE paused_at END, "
 					  "resumed_at = CASE WHEN state = 'paused' AND $2 = 'running' THEN $3 ELSE resumed_at END, "

@@ -285,7 +285,7 @@ close_lost(void)
 	swarm_spi_begin(&spi);
 	n = swarm_spi_query("SELECT q.id, q.state::text, q.owner::oid, "
 						"coalesce(q.metadata->>'notify' = 'true', false), "
-						"h.error, coalesce(h.state = 7, false) OR q.wanted = 'terminate', q.kind = 'llm' AND q.state <> 'init', "
+						"h.error, coalesce(h.state = 7, false) OR q.wanted = 'terminate', q.kind = 'llm' AND q.state <> 'init' OR q.job IS NULL AND q.kind <> 'session', "
 						"EXISTS (SELECT FROM swarm._job j WHERE j.id = q.job) "
 						"FROM swarm._query q LEFT JOIN swarm._job_history h ON h.id = q.job "
 						"WHERE q.state IN ('init', 'running', 'paused') ORDER BY q.id",
