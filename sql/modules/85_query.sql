@@ -281,6 +281,9 @@ BEGIN
     IF action = 'status' THEN
         RETURN jsonb_build_object('success', true, 'query', swarm.query_status(query_id));
     END IF;
+    IF action = 'optimize' THEN
+        RETURN jsonb_build_object('success', true, 'rule', swarm.query_optimize(query_id));
+    END IF;
     answer := swarm._query_act(action, query_id, coalesce(params, '{}'));
     IF action = 'execute_command' THEN
         RETURN jsonb_build_object('success', true, 'result', answer);

@@ -77,6 +77,21 @@ REVOKE ALL ON FUNCTION swarm._query_ask(bigint, jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._query_decision(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._query_mode(bigint) FROM PUBLIC;
 
+-- rules, which run in the scheduler, and flags are for administrators;
+-- everybody may ask for a flag.
+GRANT SELECT ON swarm._flag TO PUBLIC;
+REVOKE ALL ON FUNCTION swarm.rule_create(text, int, text, text, jsonb, boolean, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.rule_enable(text, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.rule_drop(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.optimizer_start(interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.optimizer_stop() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.optimizer_status() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.flag_set(text, boolean, numeric) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.rollback_all() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._optimizer_changed() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._rule_model(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._temp_bytes(int) FROM PUBLIC;
+
 -- schedule: rows are their owners' (row-level security); pg_cron has grants
 -- of its own.
 GRANT SELECT, INSERT, UPDATE, DELETE ON swarm._schedule, swarm._schedule_run TO PUBLIC;

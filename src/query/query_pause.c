@@ -415,7 +415,7 @@ start(QueryDesc *desc, int flags)
 	MemoryContext old;
 	ListCell   *lc;
 
-	if (swarm_query_me != NULL && swarm_query_me->ended && top == NULL)
+	if (swarm_query_me != NULL && swarm_query_me->ended && top == NULL && utility == NULL)
 		swarm_query_detach(NULL);
 	if (swarm_query_me == NULL && swarm_query_slots() > 0)
 	{

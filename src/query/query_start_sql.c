@@ -259,15 +259,13 @@ swarm_query_wait(PG_FUNCTION_ARGS)
 	swarm_query_get(id, false, &row);
 	cv = swarm_query_waiters(id);
 	ConditionVariablePrepareToSleep(cv);
-	while (!swarm_query_is_final(row.state))
+	while (swarm_query_fetch(id, false, &row) && !swarm_query_is_final(row.state))
 	{
 		long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
 
 		if (ms <= 0)
 			break;
 		(void) ConditionVariableTimedSleep(cv, Min(ms, 3600L * 1000), wait_event);
-		if (!swarm_query_fetch(id, false, &row))
-			break;
 	}
 	ConditionVariableCancelSleep();
 	PG_RETURN_TEXT_P(cstring_to_text(swarm_query_state_name(row.state)));

@@ -32,7 +32,7 @@ sub pausing_psql
 
 	$session->{out} = $session->{err} = '';
 	$session->{in} .= "$sql\n;\\echo '$mark'\n";
-	$session->{run}->pump while length $session->{in};
+	$session->{run}->pump_nb while length $session->{in};	# does not wait for output
 	$session->{mark} = $mark;
 	return;
 }

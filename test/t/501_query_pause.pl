@@ -13,53 +13,56 @@ my $node = swarm_cluster('main', conf => "autovacuum = off\nmax_connections = 30
 data_tables($node);
 
 # ---------------------------------------------------------------------------
-# Every node: the statement repeats itself until the test has seen it held there.
-# A pause can come at any node of the plan, so it is asked for again and again until
-# the node was seen; what comes out in the end must be what comes out undisturbed.
+# Every node.  A pause comes at the next request for a row, of whatever node; so
+# who asks the node for rows is made to sleep between them, and nearly all pauses
+# come there.  The statement is repeated until one has, and each result compared.
 # ---------------------------------------------------------------------------
 
-# node => [settings, statement]
+# node => [settings, rows with a number v]
+my $joins = 'SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_nestloop = off; ';
+my $scans = 'SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_indexscan = off; SET enable_indexonlyscan = off; ';
 my %nodes = (
-	'Seq Scan' => [ '', 'SELECT sum(id) FROM big' ],
-	'Index Scan' => [ 'SET enable_seqscan = off; SET enable_bitmapscan = off;', 'SELECT sum(length(t)) FROM big WHERE id > 10' ],
-	'Index Only Scan' => [ 'SET enable_seqscan = off; SET enable_bitmapscan = off;', 'SELECT sum(id) FROM big WHERE id > 10' ],
-	'Bitmap Heap Scan' => [ 'SET enable_seqscan = off; SET enable_indexscan = off; SET enable_indexonlyscan = off;',
-		'SELECT sum(length(t)) FROM big WHERE g IN (1, 2, 3) OR id < 5000' ],
-	'Tid Scan' => [ '', q{SELECT count(t) FROM big WHERE ctid = ANY (ARRAY(SELECT ctid FROM big LIMIT 5000))} ],
-	'Tid Range Scan' => [ '', q{SELECT count(t) FROM big WHERE ctid > '(2,0)'} ],
-	'Sample Scan' => [ '', 'SELECT count(t) FROM big TABLESAMPLE system (100)' ],
-	'Function Scan' => [ '', 'SELECT sum(i) FROM generate_series(1, 20000) i' ],
-	'Values Scan' => [ '', 'SELECT sum(length(t)) FROM (VALUES ' . join(',', map { "($_, 'x')" } 1 .. 3000) . ') v (n, t) WHERE n > 0' ],
-	'CTE Scan' => [ '', 'WITH a AS MATERIALIZED (SELECT id FROM big) SELECT count(*) FROM a x WHERE x.id > (SELECT min(id) FROM a)' ],
-	'WorkTable Scan' => [ '', 'WITH RECURSIVE a(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM a WHERE i < 5000) SELECT sum(i) FROM a' ],
-	'Recursive Union' => [ '', 'WITH RECURSIVE a(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM a WHERE i < 5000) SELECT sum(i) FROM a' ],
-	'Subquery Scan' => [ '', 'SELECT sum(n) FROM (SELECT id AS n, row_number() OVER () AS r FROM big) s WHERE r % 2 = 0' ],
-	'Nested Loop' => [ '', 'SELECT count(*) FROM generate_series(1, 300) a, generate_series(1, 100) b' ],
-	'Hash Join' => [ 'SET enable_mergejoin = off; SET enable_nestloop = off;', 'SELECT sum(a.id) FROM big a JOIN big b ON a.id = b.id' ],
-	'Merge Join' => [ 'SET enable_hashjoin = off; SET enable_nestloop = off;', 'SELECT sum(a.id) FROM big a JOIN big b ON a.id = b.id' ],
-	'Materialize' => [ 'SET enable_hashjoin = off; SET enable_mergejoin = off;',
-		'SELECT count(*) FROM (SELECT * FROM big LIMIT 100) a JOIN (SELECT * FROM big LIMIT 300) b ON a.id <> b.id' ],
-	'Memoize' => [ 'SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_material = off;',
-		'SELECT sum(length(b.t)) FROM big a JOIN big b ON b.id = a.g + 1' ],
-	'Sort' => [ '', 'SELECT count(*) FROM (SELECT t, g FROM big ORDER BY t, g OFFSET 0) s' ],
-	'Incremental Sort' => [ 'SET enable_seqscan = off; SET enable_sort = off;', 'SELECT count(*) FROM (SELECT g, t FROM big ORDER BY g, t OFFSET 0) s' ],
-	'Group' => [ 'SET enable_hashagg = off;', 'SELECT count(*) FROM (SELECT g FROM big GROUP BY g, id ORDER BY g, id OFFSET 0) s' ],
-	'Aggregate' => [ '', 'SELECT sum(n) FROM (SELECT g, count(*) AS n FROM big GROUP BY g OFFSET 0) s' ],
-	'WindowAgg' => [ '', 'SELECT sum(r) FROM (SELECT rank() OVER (ORDER BY g) AS r FROM big) s' ],
-	'Unique' => [ 'SET enable_hashagg = off;', 'SELECT count(*) FROM (SELECT DISTINCT id, g FROM big) s' ],
-	'SetOp' => [ '', 'SELECT count(*) FROM (SELECT id FROM big EXCEPT SELECT g FROM big) s' ],
-	'Append' => [ '', 'SELECT sum(id) FROM parts' ],
-	'Merge Append' => [ 'SET enable_seqscan = off; SET enable_sort = off; SET enable_bitmapscan = off;', 'SELECT sum(g) FROM (SELECT g FROM parts ORDER BY g OFFSET 0) s' ],
-	'Limit' => [ '', 'SELECT sum(id) FROM (SELECT id FROM big LIMIT 15000) s' ],
-	'ProjectSet' => [ '', 'SELECT count(*) FROM (SELECT generate_series(1, 3), id FROM big OFFSET 0) s' ],
-	'Result' => [ '', q{SELECT count(*) FROM (SELECT 1 AS one WHERE random() >= 0 OFFSET 0) s} ],
-	'LockRows' => [ '', 'WITH l AS MATERIALIZED (SELECT id FROM big FOR UPDATE) SELECT count(*) FROM l' ],
-	'ModifyTable' => [ '', 'WITH u AS (UPDATE copy SET g = g RETURNING id) SELECT count(*) FROM u' ],
-	'Hash' => undef, 'Bitmap Index Scan' => undef, 'BitmapOr' => undef,	# give no single rows: their children do
+	'Seq Scan' => [ '', 'SELECT g AS v FROM big WHERE id + 0 <= 300' ],
+	'Index Scan' => [ "$scans SET enable_indexscan = on", 'SELECT g AS v FROM big WHERE id <= 300' ],
+	'Index Only Scan' => [ "$scans SET enable_indexonlyscan = on", 'SELECT id AS v FROM big WHERE id <= 300' ],
+	'Bitmap Heap Scan' => [ "$scans SET enable_bitmapscan = on", 'SELECT id AS v FROM big WHERE g IN (1, 2, 3) OR id < 200' ],
+	'Tid Scan' => [ '', 'SELECT id AS v FROM big WHERE ctid = ANY (ARRAY(SELECT ctid FROM big LIMIT 300))' ],
+	'Tid Range Scan' => [ '', q{SELECT id AS v FROM big WHERE ctid < '(3,0)'} ],
+	'Sample Scan' => [ '', 'SELECT id AS v FROM big TABLESAMPLE system (100) WHERE id <= 300' ],
+	'Function Scan' => [ '', 'SELECT v FROM generate_series(1, 300) v' ],
+	'Values Scan' => [ '', 'SELECT v FROM (VALUES ' . join(',', map { "($_)" } 1 .. 300) . ') s (v)' ],
+	'CTE Scan' => [ '', 'WITH a AS MATERIALIZED (SELECT id FROM big LIMIT 300) SELECT id AS v FROM a' ],
+	'Recursive Union' => [ '', 'WITH RECURSIVE a(v) AS (SELECT 1 UNION ALL SELECT v + 1 FROM a WHERE v < 300) SELECT v FROM a WHERE v = 7 OR pg_sleep(0.001) IS NULL' ],
+	'Subquery Scan' => [ '', 'SELECT v FROM (SELECT id AS v, row_number() OVER () AS r FROM big WHERE id <= 600) s WHERE r % 2 = 0' ],
+	'Nested Loop' => [ '', 'SELECT a AS v FROM generate_series(1, 20) a, generate_series(1, 20) b' ],
+	'Hash Join' => [ "$joins SET enable_hashjoin = on", 'SELECT a.id AS v FROM big a JOIN big b ON a.id = b.id WHERE a.id <= 300' ],
+	'Merge Join' => [ "$joins SET enable_mergejoin = on", 'SELECT a.id AS v FROM big a JOIN big b ON a.id = b.id WHERE a.id <= 300' ],
+	'Materialize' => [ "$joins SET enable_nestloop = on",
+		'SELECT a.id AS v FROM (SELECT id FROM big LIMIT 10) a JOIN (SELECT id FROM big LIMIT 30) b ON a.id = b.id OR pg_sleep(0.001) IS NULL' ],
+	'Memoize' => [ "$joins SET enable_nestloop = on; SET enable_material = off",
+		'SELECT b.id AS v FROM (SELECT g % 7 AS g FROM big LIMIT 300) a JOIN big b ON b.id = a.g + 1 AND (a.g = 3 OR pg_sleep(0.001) IS NULL)' ],
+	'Sort' => [ '', 'SELECT g AS v FROM big WHERE id + 0 <= 300 ORDER BY t, g' ],
+	'Incremental Sort' => [ 'SET enable_seqscan = off; SET enable_sort = off', 'SELECT g AS v FROM big WHERE g < 20 ORDER BY g, t' ],
+	'Group' => [ 'SET enable_hashagg = off', 'SELECT g AS v FROM big GROUP BY g' ],
+	'Aggregate' => [ '', 'SELECT g + count(*) AS v FROM big WHERE g < 300 GROUP BY g' ],
+	'WindowAgg' => [ '', 'SELECT rank() OVER (ORDER BY g) AS v FROM big WHERE id <= 300' ],
+	'Unique' => [ 'SET enable_hashagg = off', 'SELECT DISTINCT g AS v FROM big WHERE g < 300' ],
+	'SetOp' => [ '', 'SELECT v FROM (SELECT g AS v FROM big WHERE id <= 300 EXCEPT SELECT id FROM big WHERE id < 5) s WHERE v = 7 OR pg_sleep(0.001) IS NULL' ],
+	'Append' => [ '', 'SELECT id AS v FROM parts WHERE id BETWEEN 9900 AND 10200' ],
+	'Merge Append' => [ 'SET enable_seqscan = off; SET enable_sort = off; SET enable_bitmapscan = off', 'SELECT g AS v FROM parts WHERE g < 15 ORDER BY g' ],
+	'Limit' => [ '', 'SELECT id AS v FROM big LIMIT 300' ],
+	'ProjectSet' => [ '', 'SELECT generate_series(1, 3) AS v FROM big WHERE id <= 100' ],
+	'Result' => [ '', q{SELECT id AS v FROM big WHERE id + 0 <= 300 AND current_setting('port') <> '' } ],
+	'LockRows' => [ '', 'SELECT v FROM (SELECT id AS v FROM big WHERE id <= 300 FOR UPDATE) s WHERE v = 7 OR pg_sleep(0.001) IS NULL' ],
+	'ModifyTable' => undef,		# asked by the executor itself: below
 );
-$node->safe_psql('postgres', 'INSERT INTO copy SELECT * FROM big WHERE id <= 3000');
 $node->safe_psql('postgres', <<'X');
-CREATE TABLE seen (node text PRIMARY KEY, tried int);
+INSERT INTO copy SELECT * FROM big WHERE id <= 300;
+CREATE FUNCTION change_copy() RETURNS bigint LANGUAGE sql AS $$
+    UPDATE copy SET g = g + 0 RETURNING pg_sleep(0.001);
+    SELECT count(*) FROM copy;
+$$;
+CREATE TABLE seen (node text PRIMARY KEY);
 -- ask a query to pause until it was held at the node, at most so often
 CREATE PROCEDURE hold_at(q bigint, wanted text, times int) LANGUAGE plpgsql AS $$
 DECLARE
@@ -69,46 +72,43 @@ BEGIN
         IF swarm.query_pause(q, timeout => '60 s') = 'paused' THEN
             SELECT node INTO at FROM swarm.queries WHERE id = q;
             PERFORM swarm.query_resume(q);
-            IF at = wanted THEN
-                INSERT INTO seen VALUES (wanted, i);
-                EXIT;
-            END IF;
+            EXIT WHEN at = wanted;
         END IF;
         COMMIT;
-        PERFORM pg_sleep(random() * 0.002);
+        PERFORM pg_sleep(0.003);
     END LOOP;
+    INSERT INTO seen VALUES (wanted);
+    IF at IS DISTINCT FROM wanted THEN
+        RAISE 'held at %', at;
+    END IF;
 END $$;
 X
 
 for my $name (sort keys %nodes)
 {
-	next unless defined $nodes{$name};
-	my ($settings, $sql) = @{ $nodes{$name} };
-	my $all = "SET max_parallel_workers_per_gather = 0; SET jit = off; $settings";
+	my ($settings, $rows) = $nodes{$name} ? @{ $nodes{$name} } : ('', '');
+	my $all = "SET max_parallel_workers_per_gather = 0; SET jit = off; $settings;";
+	my $sql = $rows ? "SELECT sum(v) + 0 * count(pg_sleep(0.001)) FROM ($rows) s" : 'SELECT change_copy()';
 	my $expected = $node->safe_psql('postgres', "$all $sql");
 	my ($session, $id) = register($node, $all);
 
-	# the statement again and again, every result compared, until the node was seen
 	pausing_psql($session, <<"X");
 DO \$\$
 DECLARE
     n numeric;
-    plan text;
-    seen bool;
 BEGIN
     LOOP
         EXECUTE \$q\$$sql\$q\$ INTO n;
         IF n <> $expected THEN RAISE 'got %', n; END IF;
-        SELECT EXISTS (SELECT FROM seen WHERE node IN ('$name', 'stop $name')) INTO seen;
-        EXIT WHEN seen;
+        EXIT WHEN EXISTS (SELECT FROM seen WHERE node = '$name');
     END LOOP;
 END \$\$
 X
-	$node->safe_psql('postgres', "CALL hold_at($id, '$name', 3000)");
-	$node->safe_psql('postgres', "INSERT INTO seen VALUES ('stop $name', 0)");
+	my ($rc, $out, $err) = $node->psql('postgres', "CALL hold_at($id, '$name', 1000)");
+	is($err, '', "$name: held there");
+	$node->safe_psql('postgres', "INSERT INTO seen VALUES ('$name') ON CONFLICT DO NOTHING");
 	$session->{run}->pump until $session->{out} =~ /^\Q$session->{mark}\E$/m;
-	is($session->{err}, '', "$name: every result as without a pause");
-	is($node->safe_psql('postgres', "SELECT count(*) FROM seen WHERE node = '$name'"), '1', "$name: held there");
+	is($session->{err}, '', '... every result as without a pause');
 	$session->{in} .= "\\q\n";
 	finish_psql($session);
 }
