@@ -29,7 +29,8 @@
 #include "query/query_int.h"
 
 #define ANSWER_MS		1000	/* default wait for a pause */
-#define WORKERS_MS		100		/* then parallel workers are held by themselves */
+#define WORKERS_MS		100		/* then parallel workers are held by
+								 * themselves */
 
 typedef struct Request
 {
@@ -307,7 +308,7 @@ act_terminate(Request *r)
 			swarm_query_is_final(r->row.state))
 			swarm_query_move(&r->row, SWARM_QUERY_TERMINATE, GetUserId(), NULL);
 		else
-			set_wanted(&r->row, "terminate", NULL);	/* it has just ended */
+			set_wanted(&r->row, "terminate", NULL); /* it has just ended */
 		cancel_job(r->row.job);
 	}
 	else if (strcmp(r->row.kind, "llm") == 0)

@@ -181,7 +181,7 @@ swarm_query_job(PG_FUNCTION_ARGS)
 	Jsonb	   *args = DatumGetJsonbP(GetAttributeByNum(job, JOB_ARGS, &isnull));
 	JsonbValue	buffer;
 	JsonbValue *value = JB_ROOT_IS_OBJECT(args) ?
-		getKeyJsonValueFromContainer(&args->root, "query", 5, &buffer) : NULL;
+	getKeyJsonValueFromContainer(&args->root, "query", 5, &buffer) : NULL;
 	SwarmQueryRow row;
 	Outcome		out = {0};
 	SwarmQuerySlot last;
@@ -321,7 +321,7 @@ store_outcome(const Outcome *out, SwarmQueryRow *row, const SwarmQuerySlot *last
 	Datum		values[] = {Int64GetDatum(row->id), out->result,
 		out->error ? CStringGetTextDatum(out->error) : (Datum) 0,
 		CStringGetTextDatum(out->sqlstate), TimestampTzGetDatum(last->started_at),
-	Int64GetDatum(last->paused_us), Int32GetDatum(last->pauses),
+		Int64GetDatum(last->paused_us), Int32GetDatum(last->pauses),
 	TimestampTzGetDatum(last->paused_at), TimestampTzGetDatum(last->resumed_at)};
 	char		nulls[] = "         ";
 

@@ -215,7 +215,10 @@ swarm_query_register(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("metadata must be a JSON object")));
 	id = insert_row("session", GetOuterUserId(), (Datum) 0, NULL, "default", (Datum) 0,
 					PG_GETARG_DATUM(0));
-	row = (SwarmQueryRow) {.id = id,.state = SWARM_QUERY_INIT};
+	row = (SwarmQueryRow)
+	{
+		.id = id, .state = SWARM_QUERY_INIT
+	};
 	swarm_query_move(&row, SWARM_QUERY_START, GetOuterUserId(), NULL);
 	swarm_query_attach(id, SWARM_KIND_SESSION, GetOuterUserId(), false);
 	swarm_doorbell_add(registered, undo_register, &id, sizeof(id));

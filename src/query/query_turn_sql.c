@@ -81,7 +81,7 @@ swarm_query_turn_end(PG_FUNCTION_ARGS)
 			swarm_query_move(&row, SWARM_QUERY_FAIL, row.owner, key_text(outcome, "error"));
 		else if (key_text(outcome, "done") != NULL)
 			swarm_query_move(&row, SWARM_QUERY_FINISH, row.owner, NULL);
-		else if ((text = key_text(outcome, "pause")) != NULL)
+		else if ((text = key_text(outcome, "pause")) !=NULL)
 			swarm_query_move(&row, SWARM_QUERY_PAUSE, row.owner, text);
 		else
 			go = settle_wishes(&row) && !row.approval && key_text(outcome, "approval") == NULL;

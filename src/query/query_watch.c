@@ -122,7 +122,7 @@ write_news(const SwarmQueryNews *news)
 	SwarmSpi	spi;
 	Oid			types[] = {INT8OID, TEXTOID, TIMESTAMPTZOID, INT8OID, INT4OID};
 	Datum		values[] = {Int64GetDatum(news->query), CStringGetTextDatum(swarm_query_state_name(news->to)),
-		TimestampTzGetDatum(news->at), Int64GetDatum(news->paused_us), Int32GetDatum(news->pauses)};
+	TimestampTzGetDatum(news->at), Int64GetDatum(news->paused_us), Int32GetDatum(news->pauses)};
 	bool		changed;
 	bool		notify = false;
 

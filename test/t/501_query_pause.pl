@@ -53,13 +53,16 @@ my %nodes = (
 	'Limit' => [ '', 'SELECT id AS v FROM big LIMIT 300' ],
 	'ProjectSet' => [ '', 'SELECT generate_series(1, 3) AS v FROM big WHERE id <= 100' ],
 	'Result' => [ '', q{SELECT id AS v FROM big WHERE id + 0 <= 300 AND current_setting('port') <> '' } ],
-	'LockRows' => [ '', 'SELECT v FROM (SELECT id AS v FROM big WHERE id <= 300 FOR UPDATE) s WHERE v = 7 OR pg_sleep(0.001) IS NULL' ],
-	'ModifyTable' => undef,		# asked by the executor itself: below
+	'LockRows' => undef, 'ModifyTable' => undef,	# asked by the executor itself, in a function
 );
 $node->safe_psql('postgres', <<'X');
 INSERT INTO copy SELECT * FROM big WHERE id <= 300;
-CREATE FUNCTION change_copy() RETURNS bigint LANGUAGE sql AS $$
+CREATE FUNCTION "do ModifyTable"() RETURNS bigint LANGUAGE sql AS $$
     UPDATE copy SET g = g + 0 RETURNING pg_sleep(0.001);
+    SELECT count(*) FROM copy;
+$$;
+CREATE FUNCTION "do LockRows"() RETURNS bigint LANGUAGE sql AS $$
+    SELECT pg_sleep(0.001) FROM big WHERE id <= 300 FOR UPDATE;
     SELECT count(*) FROM copy;
 $$;
 CREATE TABLE seen (node text PRIMARY KEY);
@@ -88,7 +91,7 @@ for my $name (sort keys %nodes)
 {
 	my ($settings, $rows) = $nodes{$name} ? @{ $nodes{$name} } : ('', '');
 	my $all = "SET max_parallel_workers_per_gather = 0; SET jit = off; $settings;";
-	my $sql = $rows ? "SELECT sum(v) + 0 * count(pg_sleep(0.001)) FROM ($rows) s" : 'SELECT change_copy()';
+	my $sql = $rows ? "SELECT sum(v) + 0 * count(pg_sleep(0.001)) FROM ($rows) s" : qq{SELECT "do $name"()};
 	my $expected = $node->safe_psql('postgres', "$all $sql");
 	my ($session, $id) = register($node, $all);
 
