@@ -511,7 +511,7 @@ act_permissions(Request *r)
 	slot = swarm_query_find(r->row.id);
 	if (slot != NULL)
 	{
-		state = slot->state;
+		state = swarm_query_live_state(slot);
 		slot->read_only = strcmp(mode, "plan") == 0;
 		if (slot->read_only)
 			swarm_query_ask(slot, SWARM_REQ_MODE, false);
@@ -597,7 +597,7 @@ static SwarmQuerySlot *
 live_slot(const SwarmQueryRow *row, SwarmQueryEvent event)
 {
 	SwarmQuerySlot *slot = swarm_query_find(row->id);
-	SwarmQueryState state = slot != NULL ? slot->state : row->state;
+	SwarmQueryState state = slot != NULL ? swarm_query_live_state(slot) : row->state;
 	SwarmQueryState to;
 
 	if (slot != NULL && slot != swarm_query_me && swarm_query_next(state, event, &to))

@@ -179,8 +179,12 @@ extern void swarm_query_attach(int64 query, SwarmQueryKind kind, Oid owner,
 extern void swarm_query_attach_worker(int leader);
 extern void swarm_query_detach(const char *news);
 
-/* The slot that works on a query of this database; lock held. */
+/*
+ * The slot that works on a query of this database, and its state: running as
+ * soon as somebody has resumed it; lock held.
+ */
 extern SwarmQuerySlot *swarm_query_find(int64 query);
+extern SwarmQueryState swarm_query_live_state(SwarmQuerySlot *slot);
 extern bool swarm_query_is_live(int64 query);	/* takes the lock */
 extern int	swarm_query_slot_number(const SwarmQuerySlot *slot);
 

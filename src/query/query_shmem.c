@@ -43,7 +43,7 @@ typedef struct QueryShared
 typedef struct NewsTaken
 {
 	Oid			database;
-	uint64		upto;
+	uint64		newest;
 } NewsTaken;
 
 LWLock	   *swarm_query_lock = NULL;
@@ -253,6 +253,14 @@ swarm_query_find(int64 query)
 	return NULL;
 }
 
+SwarmQueryState
+swarm_query_live_state(SwarmQuerySlot *slot)
+{
+	if ((pg_atomic_read_u32(&slot->request) & SWARM_REQ_PAUSE) == 0)
+		return SWARM_QUERY_RUNNING;
+	return slot->state;
+}
+
 bool
 swarm_query_is_live(int64 query)
 {
@@ -436,7 +444,7 @@ swarm_query_take_news(SwarmQueryNews **result)
 	*result = news;
 	if (n > 0)
 	{
-		taken.upto = news[n - 1].number;
+		taken.newest = news[n - 1].number;
 		swarm_doorbell_add(forget_news, NULL, &taken, sizeof(taken));
 	}
 	return n;
@@ -452,7 +460,7 @@ forget_news(void *item)
 	{
 		SwarmQueryNews *n = &shared->news[i];
 
-		if (n->number != 0 && n->number <= taken->upto && n->database == taken->database)
+		if (n->number != 0 && n->number <= taken->newest && n->database == taken->database)
 		{
 			n->number = 0;
 			pg_atomic_fetch_sub_u32(&shared->news_waiting, 1);

@@ -296,6 +296,7 @@ swarm_query_live(PG_FUNCTION_ARGS)
 
 		LWLockAcquire(swarm_query_lock, LW_SHARED);
 		copy = *slot;
+		copy.state = swarm_query_live_state(slot);
 		request = pg_atomic_read_u32(&slot->request);
 		for (int j = 0; j < swarm_query_slots() && copy.query != 0; j++)
 			workers += swarm_query_slot(j)->pid != 0 && swarm_query_slot(j)->leader == i;
