@@ -185,7 +185,9 @@ extern void swarm_query_detach(const char *news);
  */
 extern SwarmQuerySlot *swarm_query_find(int64 query);
 extern SwarmQueryState swarm_query_live_state(SwarmQuerySlot *slot);
-extern bool swarm_query_is_live(int64 query);	/* takes the lock */
+
+/* Is there one, or news of it that is not written down?  Takes the lock. */
+extern bool swarm_query_is_live(int64 query);
 extern int	swarm_query_slot_number(const SwarmQuerySlot *slot);
 
 /* Request something, with the lock held: bits, latch, and the signal. */

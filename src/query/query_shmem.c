@@ -268,6 +268,9 @@ swarm_query_is_live(int64 query)
 
 	LWLockAcquire(swarm_query_lock, LW_SHARED);
 	live = swarm_query_find(query) != NULL;
+	for (int i = 0; i < NEWS && !live && pg_atomic_read_u32(&shared->news_waiting) > 0; i++)
+		live = shared->news[i].number != 0 && shared->news[i].query == query &&
+			shared->news[i].database == MyDatabaseId;
 	LWLockRelease(swarm_query_lock);
 	return live;
 }
