@@ -40,7 +40,7 @@ DECLARE
     n int := 0;
     c int := 0;
 BEGIN
-    WHILE n < times LOOP
+    WHILE (SELECT pauses FROM swarm.queries WHERE id = q) < times LOOP	-- asked again at once, one pause goes on
         IF swarm.query_pause(q, timeout => '60 s') = 'paused' THEN
             n := n + 1;
             BEGIN
