@@ -235,7 +235,7 @@ guarded(const Rule *rule, int64 id, int64 **ids, int *n)
 			(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
 									 GUC_ACTION_SAVE, true, 0, false);
 			(void) set_config_option("transaction_read_only", "on", PGC_USERSET, PGC_S_SESSION,
-									 GUC_ACTION_SAVE, true, 0, false);
+									 GUC_ACTION_LOCAL, true, 0, false);
 			if (!get_timeout_active(STATEMENT_TIMEOUT))
 			{
 				enable_timeout_after(STATEMENT_TIMEOUT, CONDITION_MS);
