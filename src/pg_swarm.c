@@ -20,6 +20,7 @@
 #include "llm/llm.h"
 #include "memory/memory.h"
 #include "net/net.h"
+#include "query/query.h"
 #include "s3/s3.h"
 #include "upload/upload.h"
 #include "vector/vector.h"
@@ -56,6 +57,7 @@ _PG_init(void)
 	swarm_s3_init();
 	swarm_upload_init();
 	swarm_llm_init();
+	swarm_query_init();
 	swarm_shmem_init();
 
 	MarkGUCPrefixReserved("pg_swarm");

@@ -64,6 +64,34 @@ REVOKE ALL ON FUNCTION swarm._s3_sign(text, text, jsonb, jsonb, text, text, text
 REVOKE ALL ON FUNCTION swarm._s3_decisions() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._s3_states() FROM PUBLIC;
 
+-- query: everybody may start queries and register his session, and sees and
+-- controls what is his own. permission_bypass() is nothing but the right to a
+-- permission mode. What the engine of conversations calls is closed.
+GRANT SELECT ON swarm._query, swarm._query_event, swarm._query_command, swarm._query_request TO PUBLIC;
+GRANT SELECT ON swarm.queries, swarm.query_events, swarm.query_requests, swarm.query_blocking TO PUBLIC;
+REVOKE ALL ON FUNCTION swarm.permission_bypass() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._query_turn_begin(bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._query_turn_end(bigint, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._query_set_state(bigint, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._query_ask(bigint, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._query_decision(bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._query_mode(bigint) FROM PUBLIC;
+
+-- rules, which run in the scheduler, and flags are for administrators;
+-- everybody may ask for a flag.
+GRANT SELECT ON swarm._flag TO PUBLIC;
+REVOKE ALL ON FUNCTION swarm.rule_create(text, int, text, text, jsonb, boolean, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.rule_enable(text, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.rule_drop(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.optimizer_start(interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.optimizer_stop() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.optimizer_status() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.flag_set(text, boolean, numeric) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.rollback_all() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._optimizer_changed() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._rule_model(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._temp_bytes(int) FROM PUBLIC;
+
 -- schedule: rows are their owners' (row-level security); pg_cron has grants
 -- of its own.
 GRANT SELECT, INSERT, UPDATE, DELETE ON swarm._schedule, swarm._schedule_run TO PUBLIC;

@@ -168,4 +168,11 @@ swarm_guc_find(const char *name)
 	BeginCopyTo(pstate, NULL, query, InvalidOid, file, false, NIL, options)
 #endif
 
+/* The number of a process's PGPROC, below MaxBackends, moved in 17. */
+#if PG_VERSION_NUM >= 170000
+#define swarm_proc_number(proc)	GetNumberFromPGProc(proc)
+#else
+#define swarm_proc_number(proc)	((proc)->pgprocno)
+#endif
+
 #endif							/* SWARM_BASE_COMPAT_H */

@@ -46,6 +46,8 @@ static int	shard_number;
 static BackgroundWorkerHandle **handles;	/* of runners, by slot */
 static SwarmSlot *own_slot = NULL;	/* while the scheduler runs jobs itself */
 static TimestampTz next_history = 0;
+static SwarmStep *registered = NULL;	/* steps of modules above */
+static SwarmStep *current = NULL;
 static bool step_failed = false;
 static bool refill = false;		/* runners are missing; try soon */
 
@@ -63,6 +65,7 @@ static void forget_suspects(void);
 static void step_history(SwarmShard *s);
 static void step_memory(SwarmShard *s);
 static void step_origins(SwarmShard *s);
+static void step_registered(SwarmShard *s);
 static void start_runners(void);
 static int	runners_wanted(void);
 static bool start_runner(bool critical_only);
@@ -260,6 +263,11 @@ turn(void)
 		step("memory", step_memory);
 	if (swarm_memory_origins_asked())
 		step("origins", step_origins);
+	for (current = registered; current != NULL; current = current->next)
+	{
+		if (current->due() <= swarm_now())
+			step(current->name, step_registered);
+	}
 	/* what a failed step had taken up is to be looked for everywhere */
 	if (config)
 		step("settings", step_config);
@@ -287,6 +295,8 @@ turn(void)
 	if (next_history > swarm_now())
 		next = Min(next, next_history);
 	next = Min(next, swarm_memory_sweep_due());
+	for (SwarmStep *s = registered; s != NULL; s = s->next)
+		next = Min(next, s->due());
 	wait_ms = TIMESTAMP_IS_NOEND(next) ? LONGEST_SLEEP_MS : Max(swarm_clock_wait_ms(next), 1);
 	return refill ? Min(wait_ms, REFILL_MS) : wait_ms;
 }
@@ -414,6 +424,19 @@ static void
 step_origins(SwarmShard *s)
 {
 	swarm_memory_origins_step();
+}
+
+void
+swarm_step_register(SwarmStep *step_of)
+{
+	step_of->next = registered;
+	registered = step_of;
+}
+
+static void
+step_registered(SwarmShard *s)
+{
+	current->run();
 }
 
 /* ------------------------------------------------------------------------

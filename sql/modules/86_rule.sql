@@ -1,0 +1,190 @@
+-- 86_rule.sql: the optimizer of queries, its rules, feature flags.
+--
+-- src/query/README.md tells how rules run; docs/reference/queries.md the functions.
+
+-- owner: with whose rights condition and action run. on_demand: of
+-- query_optimize(), not of the optimizer.
+CREATE TABLE swarm._rule (
+    name text PRIMARY KEY,
+    owner regrole NOT NULL DEFAULT current_user::regrole,
+    priority int NOT NULL,
+    condition text NOT NULL,
+    action text NOT NULL CHECK (action IN ('pause', 'resume', 'terminate', 'change_model', 'change_permissions', 'execute_command')),
+    params jsonb NOT NULL DEFAULT '{}' CHECK (pg_catalog.jsonb_typeof(params) = 'object'),
+    enabled boolean NOT NULL DEFAULT true,
+    on_demand boolean NOT NULL DEFAULT false,
+    shipped boolean NOT NULL DEFAULT false,
+    acted bigint NOT NULL DEFAULT 0,
+    acted_at timestamptz,
+    failed bigint NOT NULL DEFAULT 0,
+    error text
+);
+CREATE TABLE swarm._optimizer (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    enabled boolean NOT NULL DEFAULT false,
+    period interval NOT NULL DEFAULT '5 s' CHECK (period >= interval '0.1 s')
+);
+INSERT INTO swarm._optimizer DEFAULT VALUES;
+CREATE TABLE swarm._flag (
+    name text PRIMARY KEY,
+    enabled boolean NOT NULL,
+    percentage numeric NOT NULL CHECK (percentage BETWEEN 0 AND 100)
+);
+SELECT pg_catalog.pg_extension_config_dump('swarm._rule', 'WHERE NOT shipped');
+SELECT pg_catalog.pg_extension_config_dump('swarm._flag', '');
+
+CREATE FUNCTION swarm._optimizer_changed() RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'swarm_optimizer_changed';
+CREATE FUNCTION swarm._rule_model(name text) RETURNS text LANGUAGE c STABLE STRICT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'swarm_rule_model';
+
+-- Temporary files of a process now, in bytes.
+CREATE FUNCTION swarm._temp_bytes(pid int) RETURNS bigint
+LANGUAGE sql VOLATILE STRICT PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
+AS $$ SELECT coalesce(sum(size), 0)::bigint FROM pg_ls_tmpdir() WHERE name LIKE 'pgsql\_tmp' || pid || '.%' $$;
+
+INSERT INTO swarm._rule (name, owner, priority, condition, action, params, enabled, on_demand, shipped) VALUES
+('runaway-query-termination', 10::oid::regrole, 10,
+ $$kind <> 'session' AND state = 'running' AND duration - total_pause > interval '300 s'$$, 'terminate', '{}', true, false, true),
+('token-budget-pause', 10::oid::regrole, 5,
+ $$state = 'running' AND NOT pausing AND tokens > coalesce(metadata->>'tokenBudget', budget->>'tokens')::numeric$$, 'pause', '{}', true, false, true),
+('upgrade-to-deep', 10::oid::regrole, 3,
+ $$kind = 'llm' AND metadata->>'complexity' = 'high' AND metadata->>'requiresDeepReasoning' = 'true' AND model IS DISTINCT FROM swarm._rule_model('deep')$$,
+ 'change_model', '{"model": "deep"}', true, false, true),
+('long-running-simple-query', 10::oid::regrole, 1,
+ $$kind = 'llm' AND metadata->>'complexity' = 'simple' AND duration - total_pause > interval '30 s' AND model IS DISTINCT FROM swarm._rule_model('fast')$$,
+ 'change_model', '{"model": "fast"}', true, false, true),
+('optimize-latency', 10::oid::regrole, 3,
+ $$kind = 'llm' AND latency_ms > 5000 AND model IS DISTINCT FROM swarm._rule_model('fast')$$, 'change_model', '{"model": "fast"}', true, true, true),
+('optimize-tokens', 10::oid::regrole, 2,
+ $$tokens > 100000 AND permission_mode <> 'acceptEdits'$$, 'change_permissions', '{"mode": "acceptEdits"}', false, true, true),
+('optimize-errors', 10::oid::regrole, 1,
+ $$error_rate > 0.1 AND permission_mode <> 'default'$$, 'change_permissions', '{"mode": "default"}', true, true, true),
+('throttle-under-load', 10::oid::regrole, 4,
+ $$kind = 'sql' AND state = 'running' AND NOT pausing AND (SELECT count(*) FROM swarm.queries WHERE state = 'running') > 8$$,
+ 'pause', '{"for": "10 s"}', false, false, true),
+('temp-files-termination', 10::oid::regrole, 8,
+ $$kind = 'sql' AND state = 'running' AND swarm._temp_bytes(pid) > 10 * 1024::bigint ^ 3$$, 'terminate', '{}', false, false, true),
+('spill-work-mem', 10::oid::regrole, 2,
+ $$kind = 'sql' AND state = 'running' AND workers = 0 AND swarm._temp_bytes(pid) > 64 * 1024 ^ 2
+   AND NOT EXISTS (SELECT FROM swarm.query_events e WHERE e.query = q.id AND e.detail = 'spill-work-mem')$$,
+ 'execute_command', '{"command": "SET work_mem = ''256MB''"}', false, false, true);
+
+CREATE FUNCTION swarm.rule_create(name text, priority int, condition text, action text, params jsonb = '{}',
+    enabled boolean = true, on_demand boolean = false)
+RETURNS void LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- its names and types; what it does is looked at when it is used
+    EXECUTE format(E'SELECT FROM swarm.queries q WHERE false AND (%s\n)', condition);
+    INSERT INTO swarm._rule (name, priority, condition, action, params, enabled, on_demand)
+    VALUES (name, priority, condition, action, params, enabled, on_demand);
+    PERFORM swarm._optimizer_changed();
+END $$;
+COMMENT ON FUNCTION swarm.rule_create IS 'add a rule: on queries that the condition matches, the action is done; runs with the rights of who creates it';
+
+CREATE FUNCTION swarm.rule_enable(name text, enabled boolean = true) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE swarm._rule r SET enabled = $2 WHERE r.name = $1;
+    IF NOT FOUND THEN
+        RAISE 'rule "%" does not exist', name USING ERRCODE = 'undefined_object';
+    END IF;
+END $$;
+COMMENT ON FUNCTION swarm.rule_enable IS 'switch a rule on or off';
+
+CREATE FUNCTION swarm.rule_drop(name text) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    DELETE FROM swarm._rule r WHERE r.name = $1 AND NOT r.shipped;
+    IF NOT FOUND THEN
+        RAISE 'rule "%" does not exist', name USING ERRCODE = 'undefined_object',
+            HINT = 'Rules that come with the extension can be switched off with swarm.rule_enable().';
+    END IF;
+END $$;
+COMMENT ON FUNCTION swarm.rule_drop IS 'drop a rule';
+
+CREATE FUNCTION swarm.optimizer_start(period interval = '5 s') RETURNS boolean
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE swarm._optimizer o SET enabled = true, period = $1 WHERE NOT enabled;
+    IF NOT FOUND THEN
+        RAISE WARNING 'the optimizer runs already';
+        RETURN false;
+    END IF;
+    PERFORM swarm._optimizer_changed();
+    RETURN true;
+END $$;
+COMMENT ON FUNCTION swarm.optimizer_start IS 'let the scheduler apply the rules, once a period; false, with a warning, if it does already';
+
+CREATE FUNCTION swarm.optimizer_stop() RETURNS boolean
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE swarm._optimizer SET enabled = false WHERE enabled;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM swarm._optimizer_changed();
+    RETURN true;
+END $$;
+COMMENT ON FUNCTION swarm.optimizer_stop IS 'stop applying the rules; false if it did not';
+
+CREATE FUNCTION swarm.optimizer_status() RETURNS jsonb
+LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT jsonb_build_object('isMonitoring', o.enabled, 'interval', o.period,
+    'rulesCount', (SELECT count(*) FROM swarm._rule WHERE enabled AND NOT on_demand),
+    'rules', (SELECT jsonb_agg(to_jsonb(r) - 'shipped' ORDER BY priority DESC, name) FROM swarm._rule r))
+    FROM swarm._optimizer o $$;
+COMMENT ON FUNCTION swarm.optimizer_status IS 'whether rules are applied, how often, and the rules with what they have done';
+
+CREATE FUNCTION swarm.query_optimize(id bigint) RETURNS text
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'swarm_query_optimize';
+COMMENT ON FUNCTION swarm.query_optimize IS 'apply the rules for this to a query; returns the name of the rule that has acted, or null';
+
+-- ---------------------------------------------------------------------
+-- Feature flags
+-- ---------------------------------------------------------------------
+
+CREATE FUNCTION swarm.flag_set(name text, enabled boolean = true, percentage numeric = 100) RETURNS void
+LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS $$ INSERT INTO swarm._flag VALUES (name, enabled, percentage)
+    ON CONFLICT ON CONSTRAINT _flag_pkey DO UPDATE SET enabled = EXCLUDED.enabled, percentage = EXCLUDED.percentage $$;
+COMMENT ON FUNCTION swarm.flag_set IS 'switch a feature on for a percentage of keys, or off';
+
+-- The same key stays on when the percentage grows.
+CREATE FUNCTION swarm.flag_enabled(name text, key text = '') RETURNS boolean
+LANGUAGE sql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT coalesce((SELECT f.enabled AND (f.percentage = 100 OR
+    (hashtextextended(key, hashtext(f.name)) & 9007199254740991) % 10000 < f.percentage * 100)
+    FROM swarm._flag f WHERE f.name = $1), false) $$;
+COMMENT ON FUNCTION swarm.flag_enabled IS 'is a feature on for this key; false for a feature that nobody has set';
+
+CREATE FUNCTION swarm.flag_variant(name text, key text, variants text[] = '{a,b}') RETURNS text
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT variants[1 + (hashtextextended(key, hashtext(name)::bigint << 1) & 9007199254740991) % cardinality(variants)] $$;
+COMMENT ON FUNCTION swarm.flag_variant IS 'the variant of an experiment for a key: always the same, evenly spread';
+
+CREATE FUNCTION swarm.rollback_all() RETURNS jsonb
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    answer jsonb;
+    flags int;
+    rules int;
+BEGIN
+    UPDATE swarm._optimizer SET enabled = false;
+    UPDATE swarm._flag SET enabled = false WHERE enabled;
+    GET DIAGNOSTICS flags = ROW_COUNT;
+    UPDATE swarm._rule SET enabled = false WHERE enabled;
+    GET DIAGNOSTICS rules = ROW_COUNT;
+    PERFORM swarm._optimizer_changed();
+    answer := jsonb_build_object('rollback_all', true, 'flags', flags, 'rules', rules);
+    PERFORM pg_notify('swarm_events', answer::text);
+    RETURN answer;
+END $$;
+COMMENT ON FUNCTION swarm.rollback_all IS 'switch the optimizer, every rule and every flag off, and say so on channel swarm_events';
