@@ -79,7 +79,7 @@ RESET qhnsw.pending_list_limit;
 DELETE FROM item WHERE id > 1500;
 VACUUM item;
 INSERT INTO item SELECT i, i % 10, vec(i, 12) FROM generate_series(1501, 2499) i;
-SET qhnsw.pending_list_limit = 64;
+SET qhnsw.pending_list_limit = 100;
 INSERT INTO item VALUES (2500, 0, vec(2500, 12));
 SELECT pending FROM swarm.qhnsw_stats('item_e');
 RESET qhnsw.pending_list_limit;
