@@ -515,21 +515,15 @@ SELECT jsonb_build_object('job', swarm.job_enqueue((agent).settings->>'job_kind'
     tags => jsonb_build_object('agent', (agent).id, 'task', (agent).task)))
 $$;
 
--- The seam to module query: swarm.query_start(kind => 'llm', ...) if it exists.
+-- The task is asked as a query of kind llm; its text, if it has one, else all of it.
 CREATE FUNCTION swarm._agent_run_model(task jsonb, agent swarm.agent) RETURNS jsonb
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    id text;
-    body jsonb := jsonb_build_object('model', (agent).settings->'model', 'prompt', coalesce((agent).settings->'prompt', 'null'),
-        'task', task, 'tools', coalesce((agent).settings->'tools', '[]'));
+    settings jsonb := (agent).settings;
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_proc WHERE pronamespace = 'swarm'::regnamespace AND proname = 'query_start') THEN
-        RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
-            MESSAGE = format('model "%s" cannot be asked', (agent).settings->>'model'),
-            DETAIL = 'This version of pg_swarm has no function swarm.query_start().';
-    END IF;
-    EXECUTE 'SELECT swarm.query_start(kind => ''llm'', body => $1)' INTO id USING body;
-    RETURN jsonb_build_object('query', id);
+    RETURN jsonb_build_object('query', swarm.query_start('llm', coalesce(task->>'text', task#>>'{}'), settings->>'model',
+        coalesce(settings->>'permission_mode', 'default'), metadata => jsonb_strip_nulls(jsonb_build_object(
+            'system', settings->'prompt', 'tools', settings->'tools', 'agent', (agent).id::text, 'task', (agent).task::text))));
 END $$;
 
 -- ---------------------------------------------------------------------
