@@ -400,7 +400,10 @@ more(IndexScanDesc desc)
 					return true;
 				if (scan->astray && scan->by_row)
 				{
-					/* Its row is in another node, which may have been returned. */
+					/*
+					 * Its row is in another node, which may have been
+					 * returned.
+					 */
 					scan->astray = false;
 					swarm_idset_reset(&scan->returned);
 					scan->marked = false;
