@@ -2,4 +2,3 @@
 CREATE SERVER store FOREIGN DATA WRAPPER swarm_s3 OPTIONS (endpoint :'folder', allowed_bucket 'demo');
 GRANT USAGE ON FOREIGN SERVER store TO demo;
 GRANT EXECUTE ON FUNCTION swarm.s3_upload, swarm.s3_import TO demo;
-ALTER DATABASE demo SET pg_swarm.s3_max_file_size = '1GB';
