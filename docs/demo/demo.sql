@@ -223,6 +223,14 @@ LANGUAGE sql STABLE AS $$
 	ORDER BY b.distance LIMIT n
 $$;
 
+-- What is exported: references, that the runner reads when it sends them.
+CREATE FUNCTION demo.export() RETURNS swarm.s3_file[] LANGUAGE sql AS $$
+	SELECT ARRAY[
+		swarm.s3_file('demo/sections.csv', swarm.from_query(q, 'csv'), 'text/csv'),
+		swarm.s3_file('demo/sections.json', swarm.from_query(q, 'json'), 'application/x-ndjson')]
+	FROM (VALUES ('SELECT page, part, heading, body, embedding FROM demo.section ORDER BY page, part')) v(q)
+$$;
+
 -- The jobs of the demo so far.
 CREATE VIEW demo.progress AS
 SELECT count(*) FILTER (WHERE state IN ('completed', 'dead', 'cancelled')) AS ended,

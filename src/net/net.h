@@ -171,7 +171,8 @@ struct SwarmNetRequest
 
 	/*
 	 * Called before each attempt: gives url and headers by swarm_net_url()
-	 * and swarm_net_header(), or sets error_name to fail the request.
+	 * and swarm_net_header(), or sets error_name to fail the request, or has
+	 * the answer itself: swarm_net_answer().
 	 */
 	void		(*prepare) (SwarmNetRequest *request);
 
@@ -208,6 +209,17 @@ struct SwarmNetRequest
 extern SwarmNetRequest *swarm_net_request(MemoryContext context);
 extern void swarm_net_url(SwarmNetRequest *request, const char *url);
 extern void swarm_net_header(SwarmNetRequest *request, const char *name, const char *value);
+
+/*
+ * How an attempt ended that needs no network; for prepare().  `head` has lines
+ * "name: value".  With a sink the body is there already.
+ */
+extern void swarm_net_answer(SwarmNetRequest *request, int status, const char *head,
+							 const char *body, size_t length);
+
+/* The same: nobody is there, which is tried again; it can't be taken, which isn't. */
+extern void swarm_net_unreachable(SwarmNetRequest *request, const char *why);
+extern void swarm_net_unacceptable(SwarmNetRequest *request, const char *why);
 
 /* Queue a request; it starts in a turn when there is room for it. */
 extern void swarm_net_submit(SwarmNetRequest *request);

@@ -28,6 +28,8 @@ typedef struct SwarmNetState
 	char		message[CURL_ERROR_SIZE];
 	const char *note;			/* why a callback stopped the attempt */
 	int			note_errno;
+	bool		answered;		/* by prepare(), with answer_code */
+	CURLcode	answer_code;
 	bool		listed;			/* in the queue, or among the finished */
 	bool		probing;		/* it is the endpoint's probe */
 	bool		once;			/* has had its verdict ONCE */

@@ -346,7 +346,7 @@ prepare(SwarmNetState *state)
 }
 
 /*
- * start_attempt: sign and send.  False if it failed at once.
+ * start_attempt: sign and send.  False if it has ended at once.
  */
 static bool
 start_attempt(SwarmNetState *state)
@@ -359,6 +359,7 @@ start_attempt(SwarmNetState *state)
 	MemoryContextReset(state->attempt);
 	swarm_net_attempt_reset(state);
 	swarm_breaker_started(request->endpoint);
+	state->started_ms = swarm_net_ms();
 	prepare(state);
 	MemoryContextSwitchTo(old);
 	if (request->error_name[0] != '\0')
@@ -366,6 +367,11 @@ start_attempt(SwarmNetState *state)
 		swarm_breaker_dropped(request->endpoint, state->probing);
 		state->probing = false;
 		finish(state, false);
+		return false;
+	}
+	if (state->answered)
+	{
+		attempt_ended(state, state->answer_code);
 		return false;
 	}
 

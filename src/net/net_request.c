@@ -16,6 +16,7 @@
 #define UPLOAD_BUFFER		(256 * 1024L)
 #define SMALL_BODY			(64 * 1024)
 
+static bool keep_answer(SwarmNetState *state, const char *data, size_t length);
 static size_t read_body(char *buffer, size_t size, size_t n, void *arg);
 static int	seek_body(void *arg, curl_off_t offset, int origin);
 static size_t write_answer(char *data, size_t size, size_t n, void *arg);
@@ -44,6 +45,38 @@ swarm_net_header(SwarmNetRequest *request, const char *name, const char *value)
 	request->net->headers = more;
 }
 
+void
+swarm_net_answer(SwarmNetRequest *request, int status, const char *head,
+				 const char *body, size_t length)
+{
+	SwarmNetState *state = request->net;
+
+	state->answered = true;
+	state->answer_code = CURLE_OK;
+	request->status = status;
+	request->sent = request->body.read;
+	request->received = length;
+	state->head_length = Min(strlen(head), NET_HEADER_ROOM);
+	memcpy(state->head, head, state->head_length);
+	if (length > 0 && !keep_answer(state, body, length))
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+}
+
+void
+swarm_net_unreachable(SwarmNetRequest *request, const char *why)
+{
+	request->net->answered = true;
+	request->net->answer_code = CURLE_COULDNT_CONNECT;
+	strlcpy(request->net->message, why, sizeof(request->net->message));
+}
+
+void
+swarm_net_unacceptable(SwarmNetRequest *request, const char *why)
+{
+	swarm_net_unreachable(request, why);
+	request->net->answer_code = CURLE_ABORTED_BY_CALLBACK;
+}
+
 /*
  * swarm_net_attempt_reset: forget the last attempt: what it sent and got.
  */
@@ -56,6 +89,7 @@ swarm_net_attempt_reset(SwarmNetState *state)
 	state->headers = NULL;
 	state->head_length = 0;
 	state->starts = 0;
+	state->answered = false;
 	state->message[0] = '\0';
 	state->note = NULL;
 	state->note_errno = 0;
@@ -255,6 +289,20 @@ write_answer(char *data, size_t size, size_t n, void *arg)
 			return size * n;
 		}
 	}
+	if (!keep_answer(state, data, length))
+	{
+		state->note = "out of memory";
+		return 0;
+	}
+	return size * n;
+}
+
+/* keep_answer: more of it; false if memory is short. */
+static bool
+keep_answer(SwarmNetState *state, const char *data, size_t length)
+{
+	SwarmNetRequest *request = state->request;
+
 	if (request->answer_length + length + 1 > state->answer_room)
 	{
 		size_t		room = Max(state->answer_room * 2, request->answer_length + length + 1);
@@ -263,10 +311,7 @@ write_answer(char *data, size_t size, size_t n, void *arg)
 		room = Max(room, 4096);
 		larger = realloc(state->answer, room);
 		if (larger == NULL)
-		{
-			state->note = "out of memory";
-			return 0;
-		}
+			return false;
 		state->answer = larger;
 		state->answer_room = room;
 	}
@@ -274,7 +319,7 @@ write_answer(char *data, size_t size, size_t n, void *arg)
 	request->answer_length += length;
 	state->answer[request->answer_length] = '\0';
 	request->answer = state->answer;
-	return size * n;
+	return true;
 }
 
 /* write_header: keep the lines of the last answer (after 100 Continue). */

@@ -32,6 +32,7 @@ typedef struct SwarmS3Server
 	char	   *name;
 	bool		https;
 	char	   *host;			/* as in the Host header, with port */
+	char	   *folder;			/* of the embedded store; NULL: a server */
 	char	   *region;
 	bool		path_style;
 	bool		literal;		/* the host is an address or localhost */
@@ -58,7 +59,7 @@ extern void swarm_s3_server_check(const char *name);
 /* Settings; called from _PG_init. */
 extern void swarm_s3_init(void);
 
-/* The endpoint of a server's options, scheme://host:port, for views. */
+/* The endpoint of a server's options, scheme://host:port or file:///path, for views. */
 extern char *swarm_s3_endpoint_of(List *options);
 
 /*
@@ -167,7 +168,7 @@ typedef struct SwarmS3Call
 /* A request for it, to be submitted; request->caller is the call. */
 extern SwarmNetRequest *swarm_s3_request(MemoryContext context, SwarmS3Call *call);
 
-/* A URL that is good for so many seconds, for whoever has it. */
+/* A URL that is good for so many seconds, for whoever has it.  Not of a folder. */
 extern char *swarm_s3_presign_url(SwarmS3Server *server, const char *method,
 								  const char *bucket, const char *key, int seconds,
 								  const char *stamp);

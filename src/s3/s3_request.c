@@ -11,7 +11,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#include "s3/s3.h"
+#include "s3/s3_int.h"
 
 #define UNSIGNED	"UNSIGNED-PAYLOAD"
 
@@ -57,7 +57,7 @@ swarm_s3_request(MemoryContext context, SwarmS3Call *call)
 	request->ca_file = call->server->ca_file;
 	request->host_is_literal = call->server->literal;
 	request->body = call->body;
-	request->prepare = prepare;
+	request->prepare = call->server->folder ? swarm_s3_folder_answer : prepare;
 	request->judge = judge;
 	request->caller = call;
 	return request;
@@ -175,6 +175,11 @@ swarm_s3_presign_url(SwarmS3Server *server, const char *method, const char *buck
 		.access_key = server->access_key, .secret_key = server->secret_key
 	};
 
+	if (server->folder != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("server \"%s\" is a folder, whose objects have no URLs", server->name),
+				 errhint("Use swarm.s3_get(), or a server with an endpoint http:// or https://.")));
 	if (server->access_key == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION),

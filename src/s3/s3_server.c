@@ -164,6 +164,10 @@ require_trust(const char *endpoint, const char *ca_file)
 
 	if (superuser())
 		return;
+	if (swarm_s3_split_folder(endpoint) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("only superusers may use a folder as an endpoint")));
 	if (ca_file != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -197,8 +201,8 @@ check_endpoint(const char *name, const char *value)
 	bool		https;
 	char	   *host;
 
-	if (!swarm_net_split_endpoint(value, &https, &host))
-		invalid(name, value, "It has the form http://host:port or https://host:port, without path, query or user.");
+	if (swarm_s3_split_folder(value) == NULL && !swarm_net_split_endpoint(value, &https, &host))
+		invalid(name, value, "It has the form http://host:port or https://host:port, without path, query or user, or file:///folder outside of the data directory.");
 }
 
 static void
@@ -265,6 +269,33 @@ check_secret(const char *name, const char *value)
 				 errhint("It consists of printable ASCII characters.")));
 }
 
+char *
+swarm_s3_split_folder(const char *endpoint)
+{
+	char	   *path;
+	char	   *data = pstrdup(DataDir);
+
+	if (strncmp(endpoint, "file:///", 8) != 0 || strlen(endpoint) > SWARM_NET_ENDPOINT_NAME - 16)
+		return NULL;
+	path = pstrdup(endpoint + 7);
+	for (const char *p = path; *p; p++)
+	{
+		if ((unsigned char) *p < 0x20 || *p == 0x7f || *p == '%' || *p == '?' || *p == '#')
+			return NULL;
+	}
+	for (const char *p = strstr(path, "/.."); p != NULL; p = strstr(p + 1, "/.."))
+	{
+		if (p[3] == '/' || p[3] == '\0')
+			return NULL;
+	}
+	canonicalize_path(path);
+	canonicalize_path(data);
+	if (strcmp(path, "/") == 0 ||
+		path_is_prefix_of_path(data, path) || path_is_prefix_of_path(path, data))
+		return NULL;
+	return path;
+}
+
 /* ------------------------------------------------------------------------
  * Reading a server
  * ------------------------------------------------------------------------ */
@@ -320,7 +351,11 @@ swarm_s3_endpoint_of(List *options)
 	bool		https;
 	char	   *host;
 
-	if (endpoint == NULL || !swarm_net_split_endpoint(endpoint, &https, &host))
+	if (endpoint == NULL)
+		return NULL;
+	if (swarm_s3_split_folder(endpoint) != NULL)
+		return psprintf("file://%s", swarm_s3_split_folder(endpoint));
+	if (!swarm_net_split_endpoint(endpoint, &https, &host))
 		return NULL;
 	return psprintf("%s://%s", https ? "https" : "http", host);
 }
@@ -334,7 +369,10 @@ swarm_s3_server(const char *name)
 
 	server->name = pstrdup(name);
 	value = option(foreign->options, "endpoint");
-	if (value == NULL || !swarm_net_split_endpoint(value, &server->https, &server->host))
+	server->folder = value ? swarm_s3_split_folder(value) : NULL;
+	if (server->folder != NULL)
+		server->host = pstrdup("");
+	else if (value == NULL || !swarm_net_split_endpoint(value, &server->https, &server->host))
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
 				 errmsg("server \"%s\" has no endpoint", name)));
@@ -350,7 +388,8 @@ swarm_s3_server(const char *name)
 	server->ca_file = option(foreign->options, "ca_file");
 	server->allowed_bucket = option(foreign->options, "allowed_bucket");
 	server->allowed_prefix = option(foreign->options, "allowed_prefix");
-	read_mapping(foreign->serverid, server);
+	if (server->folder == NULL)
+		read_mapping(foreign->serverid, server);
 	server->endpoint = swarm_net_endpoint(swarm_s3_endpoint_of(foreign->options));
 	return server;
 }

@@ -307,6 +307,8 @@ open_source(SwarmUploadFile *file)
 	}
 	file->size = file->body.length;
 	file->part_size = swarm_s3_part_kb * INT64CONST(1024);
+	if (upload->server->folder != NULL)
+		file->part_size = Max(file->part_size, file->size);
 	while ((file->size + file->part_size - 1) / file->part_size > SWARM_S3_PARTS_MAX)
 		file->part_size *= 2;
 	file->parts = (int) ((file->size + file->part_size - 1) / file->part_size);

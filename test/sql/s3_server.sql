@@ -13,7 +13,9 @@ EXCEPTION WHEN invalid_parameter_value THEN
 END $$;
 SELECT value, pg_temp.try('endpoint', value) FROM unnest(ARRAY[
     'http://h', 'https://h:9000', 'https://h/', 'http://[::1]:9000', 'ftp://h', 'h:9000', 'http://', 'http://h/path', 'http://h?x=1', 'http://u:p@h',
-    'http://h#f', 'http://h:0', 'http://h:99999', 'http://h:x', 'http://a b', E'http://h\r\nX: y', 'http://[::1', 'file:///tmp']) value;
+    'http://h#f', 'http://h:0', 'http://h:99999', 'http://h:x', 'http://a b', E'http://h\r\nX: y', 'http://[::1',
+    'file:///nonexistent/store', 'file:///nonexistent/store/', 'file://h/store', 'file:///', 'file:///a/../b', 'file:///a%20b', E'file:///a\nb']) value;
+SELECT pg_temp.try('endpoint', 'file://' || current_setting('data_directory') || '/store');
 SELECT option, value, pg_temp.try(option, value) FROM (VALUES
     ('region', 'eu-central-1'), ('region', ''), ('region', 'a b'), ('path_style', 'maybe'), ('path_style', 'off'), ('max_parallel', '0'),
     ('max_parallel', '257'), ('max_parallel', '20'), ('ca_file', 'relative'), ('ca_file', '/etc/ssl/x.pem'), ('allowed_bucket', 'docs'),
@@ -40,6 +42,11 @@ SET pg_swarm.s3_allowed_endpoints = 'http://127.0.0.1:9, https://other';
 SET ROLE s3_user;
 CREATE SERVER s3_own FOREIGN DATA WRAPPER swarm_s3 OPTIONS (endpoint 'http://127.0.0.1:9');
 DROP SERVER s3_own;
+-- A folder is for superusers, whatever the list says.
+RESET ROLE;
+SET pg_swarm.s3_allowed_endpoints = 'file:///nonexistent/store';
+SET ROLE s3_user;
+CREATE SERVER s3_own FOREIGN DATA WRAPPER swarm_s3 OPTIONS (endpoint 'file:///nonexistent/store');
 RESET ROLE;
 RESET pg_swarm.s3_allowed_endpoints;
 GRANT EXECUTE ON FUNCTION swarm.s3_upload, swarm.s3_upload_sync, swarm.s3_presign TO s3_user;
