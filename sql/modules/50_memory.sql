@@ -768,10 +768,6 @@ CREATE FUNCTION swarm._memory_text(key text, value jsonb) RETURNS text
 LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 50
 AS 'MODULE_PATHNAME', 'swarm__memory_text';
 
-CREATE FUNCTION swarm._memory_words(content text) RETURNS tsvector
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE COST 500 SET search_path = pg_catalog, pg_temp
-AS $$ SELECT pg_catalog.to_tsvector('pg_catalog.english'::pg_catalog.regconfig, content) $$;
-
 -- Any of the words, each also as the beginning of one; NULL: there are none.
 -- In plpgsql, so that a session keeps its plan.
 CREATE FUNCTION swarm._memory_query(query text) RETURNS tsquery
@@ -800,7 +796,7 @@ BEGIN
     PERFORM swarm._namespace_lock(space);
     EXECUTE format('DELETE FROM swarm._recall_%s', space);
     EXECUTE format(
-        'INSERT INTO swarm._recall_%s SELECT namespace, key, CASE WHEN $2 > 0 THEN swarm.embed(t, $2) END, swarm._memory_words(t)
+        'INSERT INTO swarm._recall_%s SELECT namespace, key, CASE WHEN $2 > 0 THEN swarm.embed(t, $2) END, to_tsvector(''english''::regconfig, t)
          FROM %s, swarm._memory_text(key, value) t
          WHERE namespace = $1 AND (expires_at IS NULL OR expires_at > swarm._now())', space, entries)
     USING space, CASE WHEN n.embed THEN n.dims ELSE 0 END;
@@ -890,7 +886,7 @@ BEGIN
     ELSE
         text_list := format(
             'SELECT m.key::text, ts_rank_cd(w, $4, 1)::float8 AS rank
-             FROM %s m, swarm._memory_words(swarm._memory_text(m.key, m.value)) w
+             FROM %s m, to_tsvector(''english''::regconfig, swarm._memory_text(m.key, m.value)) w
              WHERE w @@ $4 AND %s ORDER BY rank DESC, m.key LIMIT %s', entries, visible, depth);
     END IF;
     IF by_meaning THEN
