@@ -768,16 +768,14 @@ CREATE FUNCTION swarm._memory_text(key text, value jsonb) RETURNS text
 LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 50
 AS 'MODULE_PATHNAME', 'swarm__memory_text';
 
-CREATE FUNCTION swarm._memory_words(content text) RETURNS tsvector
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE COST 500 SET search_path = pg_catalog, pg_temp
-AS $$ SELECT pg_catalog.to_tsvector('pg_catalog.english'::pg_catalog.regconfig, content) $$;
-
 -- Any of the words, each also as the beginning of one; NULL: there are none.
+-- In plpgsql, so that a session keeps its plan.
 CREATE FUNCTION swarm._memory_query(query text) RETURNS tsquery
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-SELECT string_agg('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || ''':*', ' | ')::tsquery
-FROM unnest(swarm._memory_words(query))
-$$;
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (SELECT string_agg('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || ''':*', ' | ')::tsquery
+            FROM unnest(to_tsvector('english'::regconfig, query)));
+END $$;
 
 -- Write what a namespace with embed is searched by, anew for all entries.
 CREATE FUNCTION swarm._memory_reembed(caller oid, namespace text) RETURNS bigint
@@ -798,7 +796,7 @@ BEGIN
     PERFORM swarm._namespace_lock(space);
     EXECUTE format('DELETE FROM swarm._recall_%s', space);
     EXECUTE format(
-        'INSERT INTO swarm._recall_%s SELECT namespace, key, CASE WHEN $2 > 0 THEN swarm.embed(t, $2) END, swarm._memory_words(t)
+        'INSERT INTO swarm._recall_%s SELECT namespace, key, CASE WHEN $2 > 0 THEN swarm.embed(t, $2) END, to_tsvector(''english''::regconfig, t)
          FROM %s, swarm._memory_text(key, value) t
          WHERE namespace = $1 AND (expires_at IS NULL OR expires_at > swarm._now())', space, entries)
     USING space, CASE WHEN n.embed THEN n.dims ELSE 0 END;
@@ -812,6 +810,13 @@ CREATE FUNCTION swarm.memory_reembed(namespace text) RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_memory_reembed';
 COMMENT ON FUNCTION swarm.memory_reembed IS 'compute the embeddings of all entries of a namespace anew';
+
+-- Run a statement that swarm._memory_search() made; the session keeps its plan,
+-- with one_plan the same for all arguments. In it $1 is namespace, $2 space, $3
+-- filter, $4 words, $5 embedding.
+CREATE FUNCTION swarm._memory_search_run(sql text, one_plan boolean, namespace text, space int, filter jsonb, words tsquery, embedding real[])
+RETURNS SETOF swarm.memory_match LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10
+AS 'MODULE_PATHNAME', 'swarm__memory_search_run';
 
 -- A filter that few entries pass does not cost answers: the index goes on. The
 -- namespace is read through indexes, whatever the planner thinks of so few rows.
@@ -827,8 +832,8 @@ DECLARE
     by_text boolean;
     by_meaning boolean;
     depth int;
-    -- $1 space $2 filter $3 words $4 embedding $5 depth $6 lim
-    visible text := 'm.namespace = $1 AND (m.expires_at IS NULL OR m.expires_at > swarm._now()) AND ($2 IS NULL OR m.value @> $2)';
+    visible text := 'm.namespace = $2 AND (m.expires_at IS NULL OR m.expires_at > swarm._now())'
+                    || CASE WHEN filter IS NULL THEN '' ELSE ' AND m.value @> $3' END;
     text_list text;
     meaning_list text;
 BEGIN
@@ -876,44 +881,44 @@ BEGIN
         text_list := 'SELECT NULL::text AS key, 0::float8 AS rank WHERE false';
     ELSIF n.embed OR n.words THEN
         text_list := format(
-            'SELECT r.key::text, ts_rank_cd(r.words, $3, 1)::float8 AS rank FROM swarm._recall_%s r JOIN %s m ON m.key = r.key
-             WHERE r.words @@ $3 AND %s ORDER BY rank DESC, r.key LIMIT $5', space, entries, visible);
+            'SELECT r.key::text, ts_rank_cd(r.words, $4, 1)::float8 AS rank FROM swarm._recall_%s r JOIN %s m ON m.key = r.key
+             WHERE r.words @@ $4 AND %s ORDER BY rank DESC, r.key LIMIT %s', space, entries, visible, depth);
     ELSE
         text_list := format(
-            'SELECT m.key::text, ts_rank_cd(w, $3, 1)::float8 AS rank
-             FROM %s m, swarm._memory_words(swarm._memory_text(m.key, m.value)) w
-             WHERE w @@ $3 AND %s ORDER BY rank DESC, m.key LIMIT $5', entries, visible);
+            'SELECT m.key::text, ts_rank_cd(w, $4, 1)::float8 AS rank
+             FROM %s m, to_tsvector(''english''::regconfig, swarm._memory_text(m.key, m.value)) w
+             WHERE w @@ $4 AND %s ORDER BY rank DESC, m.key LIMIT %s', entries, visible, depth);
     END IF;
     IF by_meaning THEN
         meaning_list := format(
-            'SELECT r.key::text, r.embedding OPERATOR(@extschema@.<=>) $4 AS distance FROM swarm._recall_%s r JOIN %s m ON m.key = r.key
-             WHERE %s ORDER BY r.embedding OPERATOR(@extschema@.<=>) $4 LIMIT $5', space, entries, visible);
+            'SELECT r.key::text, r.embedding OPERATOR(@extschema@.<=>) $5 AS distance FROM swarm._recall_%s r JOIN %s m ON m.key = r.key
+             WHERE %s ORDER BY r.embedding OPERATOR(@extschema@.<=>) $5 LIMIT %s', space, entries, visible, depth);
     ELSE
         meaning_list := 'SELECT NULL::text AS key, 0::float8 AS distance WHERE false';
     END IF;
     IF mode = 'semantic' THEN
-        -- the list alone: a simple query is planned sooner
-        RETURN QUERY EXECUTE format(
-            'SELECT %L::text, f.* FROM (
-                 SELECT r.key::text, m.value, 1 - (r.embedding OPERATOR(@extschema@.<=>) $4),
-                        r.embedding OPERATOR(@extschema@.<=>) $4 AS distance, m.version, m.tags, m.expires_at, m.updated_at
+        -- one plan for all: nothing but a filter would change it
+        RETURN QUERY SELECT * FROM swarm._memory_search_run(format(
+            'SELECT $1, f.key, f.value, 1 - f.distance, f.distance, f.version, f.tags, f.expires_at, f.updated_at FROM (
+                 SELECT r.key::text, m.value, r.embedding OPERATOR(@extschema@.<=>) $5 AS distance,
+                        m.version, m.tags, m.expires_at, m.updated_at
                  FROM swarm._recall_%s r JOIN %s m ON m.key = r.key
-                 WHERE %s ORDER BY r.embedding OPERATOR(@extschema@.<=>) $4 LIMIT $5) f
-             ORDER BY f.distance, f.key COLLATE "C"', namespace, space, entries, visible)
-        USING space, filter, words, embedding, lim;
+                 WHERE %s ORDER BY r.embedding OPERATOR(@extschema@.<=>) $5 LIMIT %s) f
+             ORDER BY f.distance, f.key COLLATE "C"', space, entries, visible, lim),
+            filter IS NULL, namespace, space, filter, words, embedding);
         RETURN;
     END IF;
-    RETURN QUERY EXECUTE format(
+    RETURN QUERY SELECT * FROM swarm._memory_search_run(format(
         'WITH t AS MATERIALIZED (SELECT key, rank, row_number() OVER (ORDER BY rank DESC, key COLLATE "C") AS place FROM (%s) l),
               s AS MATERIALIZED (SELECT key, distance, row_number() OVER (ORDER BY distance, key COLLATE "C") AS place FROM (%s) l),
               f AS (SELECT key, CASE %L WHEN ''text'' THEN t.rank
                                         ELSE coalesce(1.0 / (60 + t.place), 0) + coalesce(1.0 / (60 + s.place), 0) END::float8 AS score,
                            s.distance
                     FROM t FULL JOIN s USING (key))
-         SELECT %L::text, m.key::text, m.value, f.score, f.distance, m.version, m.tags, m.expires_at, m.updated_at
-         FROM (SELECT * FROM f ORDER BY score DESC, key COLLATE "C" LIMIT $6) f JOIN %s m ON m.namespace = $1 AND m.key = f.key COLLATE "C"
-         ORDER BY f.score DESC, m.key', text_list, meaning_list, mode, namespace, entries)
-    USING space, filter, words, embedding, depth, lim;
+         SELECT $1, m.key::text, m.value, f.score, f.distance, m.version, m.tags, m.expires_at, m.updated_at
+         FROM (SELECT * FROM f ORDER BY score DESC, key COLLATE "C" LIMIT %s) f JOIN %s m ON m.namespace = $2 AND m.key = f.key COLLATE "C"
+         ORDER BY f.score DESC, m.key', text_list, meaning_list, mode, lim, entries),
+        false, namespace, space, filter, words, embedding);
 END $$;
 
 -- swarm.memory_search(namespace, query, lim, mode, filter, embedding): the best

@@ -118,12 +118,13 @@ REVOKE ALL ON FUNCTION
     swarm._memory_table(int), swarm._memory_list(oid, text, text, int, text), swarm._memory_clear(oid, text, text),
     swarm._memory_sweep_table(text, timestamptz, int), swarm._memory_sweep(oid, int), swarm._memory_next_sweep(),
     swarm._memory_reembed(oid, text), swarm._memory_search(oid, text, text, int, text, jsonb, real[]),
+    swarm._memory_search_run(text, boolean, text, int, jsonb, tsquery, real[]),
     swarm._memory_usage(oid, text, text, text, jsonb, int, text), swarm._memory_store_as(oid, text, text, jsonb, interval),
     swarm._process_usage(), swarm._track_count(text), swarm._track(oid, text, text, jsonb, text),
     swarm._track_spawn(oid, text, text, text), swarm._track_execution(oid, text), swarm._track_number(),
     swarm._track_spawned(text), swarm._track_completion(oid, text, text, text, text),
     swarm._agent_history(oid, text, timestamptz), swarm._namespace_may_as(oid, int), swarm._iso_time(timestamptz),
-    swarm._millis(timestamptz), swarm._memory_text(text, jsonb), swarm._memory_words(text), swarm._memory_query(text)
+    swarm._millis(timestamptz), swarm._memory_text(text, jsonb), swarm._memory_query(text)
     FROM PUBLIC;
 
 -- agent: everybody may spawn agents of the types that there are, as himself or a role he is a member of, give tasks to

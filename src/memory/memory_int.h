@@ -75,6 +75,9 @@ extern void swarm_space_use(const char *name, Oid role, SwarmNeed need,
 
 /* By id; false if there is none (dropped, or not yet restored). */
 extern bool swarm_space_by_id(int32 id, SwarmSpace *space);
+
+/* Error 42704 if it was dropped, looked up in the table as it is now. */
+extern void swarm_space_still_there(const SwarmSpace *space, const char *name);
 extern bool swarm_space_may(int32 id, Oid role, SwarmNeed need);
 
 /* The table of entries and its index on (namespace, key). */

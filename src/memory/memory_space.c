@@ -25,6 +25,7 @@
 #include "utils/rel.h"
 
 #include "base/compat.h"
+#include "base/doorbell.h"
 #include "base/export.h"
 #include "memory/memory_int.h"
 
@@ -73,6 +74,7 @@ static KnownSpace *load(const char *name, int32 id);
 static KnownSpace *remember(uint64 row);
 static bool may(const KnownSpace *known, Oid role, SwarmNeed need);
 static SwarmNeed parse_need(text *need);
+static void wake_waiters(void *item);
 
 void
 swarm_space_init(void)
@@ -124,6 +126,25 @@ swarm_space_by_id(int32 id, SwarmSpace *space)
 		return false;
 	*space = known->space;
 	return true;
+}
+
+void
+swarm_space_still_there(const SwarmSpace *space, const char *name)
+{
+	SwarmSpi	spi;
+	Oid			types[] = {INT4OID};
+	Datum		values[] = {Int32GetDatum(space->id)};
+	uint64		n;
+
+	if (space->id < BUILTIN_IDS)
+		return;
+	swarm_spi_begin(&spi);
+	n = swarm_spi_query("SELECT FROM swarm._namespace WHERE id = $1", 1, types, values, NULL);
+	swarm_spi_end(&spi);
+	if (n == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("namespace \"%s\" was dropped", name)));
 }
 
 bool
@@ -452,5 +473,14 @@ swarm__namespace_changed(PG_FUNCTION_ARGS)
 				 errmsg("this function can be called as a trigger only")));
 	CacheInvalidateRelcache(((TriggerData *) fcinfo->context)->tg_relation);
 	generation++;
+	if (TRIGGER_FIRED_BY_DELETE(((TriggerData *) fcinfo->context)->tg_event))
+		swarm_doorbell_add(wake_waiters, NULL, "", 0);
 	PG_RETURN_POINTER(NULL);
+}
+
+/* Who waits for an entry of a namespace that is gone waits in vain. */
+static void
+wake_waiters(void *item)
+{
+	swarm_memory_wake_all();
 }

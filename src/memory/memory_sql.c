@@ -623,6 +623,7 @@ swarm_memory_wait(PG_FUNCTION_ARGS)
 		long		ms;
 
 		swarm_memory_reader_close(&reader);
+		swarm_space_still_there(&space, text_to_cstring(PG_GETARG_TEXT_PP(0)));
 		if (!found)
 			swarm_origin_ask(&space, key);
 		if (RecoveryInProgress())

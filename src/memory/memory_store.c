@@ -370,7 +370,7 @@ swarm_memory_recall(const SwarmSpace *space, text *key, Datum value, Datum embed
 		Oid			types[] = {INT4OID, TEXTOID, JSONBOID, FLOAT4ARRAYOID, INT4OID};
 
 		p->write = keep_plan(psprintf("INSERT INTO swarm._recall_%d AS r (namespace, key, embedding, words) "
-									  "SELECT $1, $2, coalesce($4, CASE WHEN $5 > 0 THEN swarm.embed(t, $5) END), swarm._memory_words(t) "
+									  "SELECT $1, $2, coalesce($4, CASE WHEN $5 > 0 THEN swarm.embed(t, $5) END), to_tsvector('english'::regconfig, t) "
 									  "FROM swarm._memory_text($2, $3) t "
 									  "ON CONFLICT (key) DO UPDATE SET embedding = EXCLUDED.embedding, words = EXCLUDED.words "
 									  "WHERE r.embedding IS DISTINCT FROM EXCLUDED.embedding "

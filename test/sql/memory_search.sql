@@ -41,6 +41,11 @@ SELECT swarm.memory_reembed('s/embed') > 0 AS done;
 SELECT key FROM swarm.memory_search('s/embed', 'zebra', mode => 'text');
 SELECT swarm.namespace_alter('s/plain', '{"embed": true, "dims": 32}');
 SELECT key FROM swarm.memory_search('s/plain', 'PostgreSQL stores tables', 1, 'semantic');
+-- the session's plan of the statement goes with what it reads
+SELECT swarm.namespace_alter('s/plain', '{"dims": 16}');
+SELECT key FROM swarm.memory_search('s/plain', 'PostgreSQL stores its tables in files', 1, 'semantic');
+SELECT count(*) AS statements, sum(n) AS answers FROM generate_series(1, 70) lim,
+    LATERAL (SELECT count(*) AS n FROM swarm.memory_search('s/plain', 'PostgreSQL', lim, 'semantic')) m;
 SELECT swarm.namespace_alter('s/plain', '{"embed": false}');
 SELECT key FROM swarm.memory_search('s/plain', 'PostgreSQL stores tables', 1, 'semantic');
 SELECT swarm.memory_reembed('s/plain');

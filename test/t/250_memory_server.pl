@@ -56,6 +56,25 @@ $node->safe_psql('postgres', q{SELECT swarm._clock_advance('1 hour')});
 is(finish_psql($one), "t\n", 'woken when it expires');
 $node->safe_psql('postgres', q{SELECT swarm._clock_advance(NULL)});
 is($node->safe_psql('postgres', q{SELECT key IS NULL FROM swarm.memory_wait('w', 'k', '10 ms')}), 't', 'the time is over');
+
+# Cancelled: the session goes on, and waits again.
+$one = start_psql($node, "SELECT swarm.memory_wait('w', 'cancel', NULL);\nSELECT value FROM swarm.memory_wait('w', 'cancelled', '$T')");
+waits(1);
+is($node->safe_psql('postgres', q{SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query ~ 'memory_wait' AND pid <> pg_backend_pid()}), 't', 'one is cancelled');
+poll_ok($node, q{SELECT count(*) FROM pg_stat_activity WHERE query ~ 'cancelled' AND pid <> pg_backend_pid() AND wait_event_type = 'Extension'}, '... and waits for another', '1');
+$node->safe_psql('postgres', q{SELECT swarm.memory_store('w', 'cancelled', '1')});
+like(finish_psql($one), qr/^1\n.*canceling statement due to user request/s, '... which it gets');
+
+# A namespace that is dropped is not waited for, also if it is made again.
+$node->safe_psql('postgres', q{SELECT swarm.namespace_create('drop'), swarm.memory_store('drop', 'k', '1')});
+$one = start_psql($node, q{SELECT swarm.memory_wait('drop', 'none', NULL)});
+$two = start_psql($node, q{SELECT swarm.memory_wait('drop', 'k', NULL, 1)});
+waits(2);
+$node->safe_psql('postgres', q{BEGIN; SELECT swarm.namespace_drop('drop'); ROLLBACK});
+waits(2);
+$node->safe_psql('postgres', q{SELECT swarm.namespace_drop('drop'); SELECT swarm.namespace_create('drop')});
+like(finish_psql($one), qr/namespace "drop" was dropped/, 'the namespace is gone: for a new key');
+like(finish_psql($two), qr/namespace "drop" was dropped|^\|*$/, '... for another version');
 sql_fails($node, q{BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT swarm.memory_wait('w', 'k', '1 s')}, qr/55000/, 'not in a snapshot that sees nothing new');
 
 # The scheduler sweeps.
@@ -87,6 +106,26 @@ $node->psql('postgres', q{SELECT swarm._fault_arm('memory.commit'); SELECT swarm
 $node->safe_psql('postgres', q{SELECT swarm.memory_get('w', 'stays'), swarm.memory_get('w', 'stays')});
 is($node->safe_psql('postgres', q{SELECT hits AS h FROM swarm.stat_cache \gset
 SELECT swarm.memory_get('w', 'stays'); SELECT hits - :h FROM swarm.stat_cache}), "1\n1", 'a commit that failed leaves the cache in use');
+
+# A small cache: entries of all sizes come, go and move, and are right; none.
+for my $size ('1MB', '0')
+{
+	$node->append_conf('postgresql.conf', "pg_swarm.cache_size = $size");
+	$node->restart;
+	$node->safe_psql('postgres', q{SELECT swarm.namespace_create('small') WHERE NOT EXISTS (SELECT FROM swarm.namespaces WHERE name = 'small');
+		SELECT swarm.memory_store('small', 'k' || i, to_jsonb(repeat(chr(97 + i % 26), i * i % 6000))) FROM generate_series(1, 1500) i});
+	is($node->safe_psql('postgres', q{SELECT count(*) FROM generate_series(1, 4) round, generate_series(1, 1500) i, LATERAL (SELECT CASE WHEN i % 3 = 0 THEN i ELSE i * round % 40 + 1 END AS k) x
+		WHERE swarm.memory_get('small', 'k' || k) IS DISTINCT FROM to_jsonb(repeat(chr(97 + k % 26), k * k % 6000))}), '0', "cache of $size: all answers are right");
+	$node->safe_psql('postgres', q{SELECT swarm.memory_store('small', 'k' || i, '"new"') FROM generate_series(1, 1500, 5) i});
+	is($node->safe_psql('postgres', q{SELECT count(*) FILTER (WHERE swarm.memory_get('small', 'k' || i) = '"new"') FROM generate_series(1, 3), generate_series(1, 1500) i}), '900', '... after changes');
+	is($node->safe_psql('postgres', q{SELECT hits > 0, evictions > 0, used > 0, used <= size FROM swarm.stat_cache}), $size ? 't|t|t|t' : 'f|f|f|t', '... and it was used as it can be');
+}
+$one = start_psql($node, "SELECT value FROM swarm.memory_wait('small', 'late', '$T')");
+waits(1);
+$node->safe_psql('postgres', q{SELECT swarm.memory_store('small', 'late', '1')});
+is(finish_psql($one), "1\n", 'who waits is woken without a cache');
+$node->append_conf('postgresql.conf', 'pg_swarm.cache_size = 100MB');
+$node->restart;
 
 # DROP and CREATE: nothing of the old ones, not even from the cache.
 $node->safe_psql('postgres', q{SELECT swarm.memory_store('default', 'k', '"old"'), swarm.memory_get('default', 'k'), swarm.namespace_create('e', embed => true)});

@@ -18,6 +18,11 @@ SELECT swarm.namespace_alter('agent-metrics', '{"default_ttl": "3 hours"}'), swa
 SELECT swarm.memory_store_many('d', '{"a": 1, "b": {"x": [1, null]}}'), swarm.memory_store('d', 'c', '1', '2 days', tags => '{t}'),
 	swarm.memory_store_many('d/e', '{"cat": "the cat sat", "dog": "dogs chase"}'), swarm.memory_store('default', 'k', '1'), swarm.memory_store('d/u', 'u', '"unlogged"')});
 
+# a namespace knows its origin by name
+$primary->safe_psql('postgres', q{
+CREATE SERVER web FOREIGN DATA WRAPPER swarm_http OPTIONS (endpoint 'http://127.0.0.1:9');
+SELECT swarm.namespace_create('d/o'), swarm.namespace_alter('d/o', '{"origin": "web", "origin_path": "v1/", "origin_ttl": "1 hour"}')});
+
 my $all = q{
 SELECT * FROM swarm._namespace ORDER BY id;
 SELECT * FROM swarm._namespace_grant ORDER BY 1, 2;
@@ -47,7 +52,10 @@ for my $format ('Fp', 'Fc')
 	is($primary->safe_psql($db, $all), $before, "$format: all of it is there");
 	is($primary->safe_psql($db, q{SELECT swarm.namespace_create('new'), swarm.memory_store('new', 'x', '1'), swarm.memory_store('d/e', 'cat', '"a cat"'), swarm.memory_store('d', 'a', '2')}),
 		'|1|2|2', "$format: and goes on");
-	is($primary->safe_psql($db, q{SELECT swarm.namespace_drop('d', with_below => true); DROP EXTENSION pg_swarm; SELECT count(*) FROM pg_namespace WHERE nspname = 'swarm'}), "3\n0", "$format: and can be dropped");
+	is($primary->safe_psql($db, q{SELECT swarm.namespace_alter('d/o', '{"origin_path": "v2/"}'); SELECT origin, origin_path, origin_ttl FROM swarm.namespaces WHERE name = 'd/o'}),
+		"\nweb|v2/|01:00:00", "$format: with its origin");
+	sql_fails($primary, q{DROP SERVER web; SELECT swarm.namespace_alter('d/o', '{"origin_path": "v3/"}')}, qr/42704.*server "web"/, "$format: ... which may go", $db);
+	is($primary->safe_psql($db, q{SELECT swarm.namespace_drop('d', with_below => true); DROP EXTENSION pg_swarm; SELECT count(*) FROM pg_namespace WHERE nspname = 'swarm'}), "4\n0", "$format: and can be dropped");
 }
 is($primary->safe_psql('postgres', $all), $before, 'the first database is as before');
 
