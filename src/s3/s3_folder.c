@@ -238,13 +238,14 @@ swarm_folder_refuse(SwarmFolderVisit *v, int status, const char *code, const cha
 void
 swarm_folder_refuse_errno(SwarmFolderVisit *v, const char *what)
 {
+	int			error = errno;
 	int			status = 500;
 	const char *code = "InternalError";
-	char	   *text = psprintf("%s: %s", what, strerror(errno));
+	char	   *text = psprintf("%s: %s", what, strerror(error));
 
-	if (errno == EACCES || errno == EPERM || errno == EROFS || errno == ELOOP)
+	if (error == EACCES || error == EPERM || error == EROFS || error == ELOOP)
 		status = 403, code = "AccessDenied";
-	else if (errno == ENAMETOOLONG)
+	else if (error == ENAMETOOLONG)
 		status = 400, code = "KeyTooLongError";
 	swarm_folder_refuse(v, status, code, text);
 }
