@@ -305,6 +305,7 @@ at_transaction_end(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_PRE_COMMIT:
+			swarm_quota_pre_commit();
 			if (notes.written)
 				mark();
 			break;

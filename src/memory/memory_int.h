@@ -198,6 +198,9 @@ typedef struct SwarmMemoryShared
 	int			tranche;		/* of the cache's partitions */
 	TimestampTz started;		/* of this shared memory */
 	SwarmCacheGuard all;		/* the same for everything */
+	SwarmCacheGuard removals;	/* from what counts for limits; ends when they
+								 * are counted */
+	ConditionVariable removals_end;
 	ConditionVariable waiters[WAITERS];
 
 	/* databases with something to sweep, allocated under the lock */
@@ -303,6 +306,7 @@ extern void swarm_quota_change(const SwarmSpace *space, int entries, int64 bytes
 
 /* A prepared transaction of this database ended: count again. */
 extern void swarm_quota_forget_all(void);
+extern void swarm_quota_pre_commit(void);
 extern void swarm_quota_end_of_transaction(void);
 extern Size swarm_quota_hash_size(void);
 extern void swarm_quota_attach(void);

@@ -20,16 +20,22 @@
  * nobody waits: rows that a snapshot shows as expired are taken off a count
  * read before that snapshot.  What replaces an expired row counts twice until
  * then.
+ *
+ * A removal is seen by snapshots a moment before it is counted.  Who commits
+ * one says so before and after, and nobody is refused by figures that were
+ * read in between.
  */
 #include "postgres.h"
 
 #include "access/xact.h"
 #include "miscadmin.h"
+#include "storage/condition_variable.h"
 #include "storage/shmem.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
+#include "base/compat.h"
 #include "base/doorbell.h"
 #include "base/shmem.h"
 #include "memory/memory_int.h"
@@ -37,6 +43,8 @@
 #define QUOTAS			1024	/* namespaces with limits in use, of all
 								 * databases */
 #define EVICT_SHARE		100		/* of a limit is made free at a time */
+#define REMOVAL_WAITS	100		/* before a store is refused, at most */
+#define REMOVAL_WAIT_MS	10
 
 typedef struct QuotaKey
 {
@@ -86,10 +94,12 @@ static void count(const SwarmSpace *space, SwarmMemoryStatement statement,
 static void now_used(const SwarmSpace *space, int64 *entries, int64 *bytes);
 static void make_room(const SwarmSpace *space, Datum key);
 static int64 excess(const SwarmSpace *space, int64 entries, int64 bytes);
+static bool removal_ended(uint32 changes);
 static void take_out_added(void *item);
 static void take_out_removed(void *item);
 static void still_there(void *item);
 static void not_locked(void *item);
+static void removal_counted(void *item);
 static void ring_nothing(void *item);
 
 Size
@@ -293,6 +303,7 @@ static void
 make_room(const SwarmSpace *space, Datum key)
 {
 	bool		purged = false;
+	int			waits = 0;
 
 	for (;;)
 	{
@@ -304,7 +315,13 @@ make_room(const SwarmSpace *space, Datum key)
 		SwarmSpi	spi;
 		Datum		values[3];
 		uint64		removed = 0;
+		uint32		changes = 0;
 
+		if (swarm_memory_shared != NULL)
+		{
+			changes = pg_atomic_read_u32(&swarm_memory_shared->removals.changes);
+			pg_memory_barrier();
+		}
 		/* in this order: what goes meanwhile is counted, not taken off */
 		now_used(space, &entries, &bytes);
 		over = excess(space, entries, bytes);
@@ -326,6 +343,9 @@ make_room(const SwarmSpace *space, Datum key)
 									   STATEMENT_EVICT_SOONEST, space->logged, values, NULL);
 		swarm_spi_end(&spi);
 		if (removed == 0 && purged)
+		{
+			if (waits++ < REMOVAL_WAITS && removal_ended(changes))
+				continue;
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 					 errmsg("namespace is full"),
@@ -333,8 +353,57 @@ make_room(const SwarmSpace *space, Datum key)
 					 errdetail("It may have " INT64_FORMAT " entries.", space->max_entries) :
 					 errdetail("It may have " INT64_FORMAT " bytes.", space->max_bytes),
 					 errhint("Delete entries, or let swarm.namespace_alter() set another limit or evict.")));
+		}
 		purged = true;
 	}
+}
+
+/*
+ * removal_ended: has another transaction been committing a removal since there
+ * were so many changes?  If it still is, it is waited for, for a moment: its
+ * commit may wait for a standby.
+ */
+static bool
+removal_ended(uint32 changes)
+{
+	static uint32 wait_event = 0;
+	SwarmCacheGuard *removals;
+
+	if (swarm_memory_shared == NULL)
+		return false;
+	removals = &swarm_memory_shared->removals;
+	pg_memory_barrier();
+	if (pg_atomic_read_u32(&removals->committing) != 0)
+	{
+		if (wait_event == 0)
+			wait_event = swarm_wait_event_new("SwarmMemoryRemoval");
+		ConditionVariablePrepareToSleep(&swarm_memory_shared->removals_end);
+		if (pg_atomic_read_u32(&removals->committing) != 0)
+			(void) ConditionVariableTimedSleep(&swarm_memory_shared->removals_end,
+											   REMOVAL_WAIT_MS, wait_event);
+		ConditionVariableCancelSleep();
+		return true;
+	}
+	return pg_atomic_read_u32(&removals->changes) != changes;
+}
+
+/*
+ * swarm_quota_pre_commit: what this transaction has removed will be seen before
+ * it is counted.
+ */
+void
+swarm_quota_pre_commit(void)
+{
+	bool		removed = false;
+
+	for (OwnRemoved *o = own; o; o = o->next)
+		removed = removed || o->entries > 0 || o->bytes > 0;
+	if (!removed || swarm_memory_shared == NULL)
+		return;
+	/* rings last; nothing fails between the two */
+	swarm_doorbell_add(removal_counted, removal_counted, "", 0);
+	pg_atomic_fetch_add_u32(&swarm_memory_shared->removals.committing, 1);
+	pg_atomic_fetch_add_u32(&swarm_memory_shared->removals.changes, 1);
 }
 
 /*
@@ -431,6 +500,15 @@ not_locked(void *item)
 		if (o->space == *(int32 *) item)
 			o->locked = false;
 	}
+}
+
+/* Committed and counted, or rolled back. */
+static void
+removal_counted(void *item)
+{
+	pg_atomic_fetch_add_u32(&swarm_memory_shared->removals.changes, 1);
+	pg_atomic_fetch_sub_u32(&swarm_memory_shared->removals.committing, 1);
+	ConditionVariableBroadcast(&swarm_memory_shared->removals_end);
 }
 
 static void

@@ -99,6 +99,9 @@ memory_attach(void *memory, bool found)
 			pg_atomic_init_u32(&shared->databases[i], InvalidOid);
 			pg_atomic_init_u64(&shared->next_sweep[i], 0);
 		}
+		ConditionVariableInit(&shared->removals_end);
+		pg_atomic_init_u32(&shared->removals.committing, 0);
+		pg_atomic_init_u32(&shared->removals.changes, 0);
 		pg_atomic_init_u32(&shared->all.committing, 0);
 		pg_atomic_init_u32(&shared->all.changes, 0);
 		for (uint32 i = 0; i < shared->nguards; i++)
