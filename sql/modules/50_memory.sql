@@ -560,6 +560,15 @@ RETURNS boolean LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_memory_persist';
 COMMENT ON FUNCTION swarm.memory_persist IS 'take the expiry of an entry away; false if it had none';
 
+-- What memory_increment() says of a value that it cannot add to. (A cast of a JSON null is NULL from 18 on.)
+CREATE FUNCTION swarm._memory_no_number(value jsonb) RETURNS numeric
+LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+        MESSAGE = format('cannot add to a value of JSON type %s', jsonb_typeof(value)),
+        HINT = 'Only a number can be incremented.';
+END $$;
+
 -- Keeps the expiry of what is there; what is not starts at 0. Errors: 22023 the
 -- value is no number.
 CREATE FUNCTION swarm.memory_increment(namespace text, key text, by numeric = 1)

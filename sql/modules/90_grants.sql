@@ -124,7 +124,7 @@ REVOKE ALL ON FUNCTION
     swarm._track_spawn(oid, text, text, text), swarm._track_execution(oid, text), swarm._track_number(),
     swarm._track_spawned(text), swarm._track_completion(oid, text, text, text, text),
     swarm._agent_history(oid, text, timestamptz), swarm._namespace_may_as(oid, int), swarm._iso_time(timestamptz),
-    swarm._millis(timestamptz), swarm._memory_text(text, jsonb), swarm._memory_query(text)
+    swarm._millis(timestamptz), swarm._memory_no_number(jsonb), swarm._memory_text(text, jsonb), swarm._memory_query(text)
     FROM PUBLIC;
 
 -- agent: everybody may spawn agents of the types that there are, as himself or a role he is a member of, give tasks to

@@ -8,7 +8,7 @@
 
 #include "memory/memory_int.h"
 
-bool		swarm_track_agents = true;
+static bool swarm_track_agents = true;
 
 void
 swarm_memory_init(void)

@@ -32,6 +32,10 @@
 /* An entry that is there, whatever the sweep has done; m is the table. */
 #define LIVE		"(m.expires_at IS NULL OR m.expires_at > swarm._now())"
 
+/* The value as what can be added to, or an error. */
+#define NUMBER \
+	"CASE WHEN jsonb_typeof(m.value) = 'number' THEN m.value::numeric ELSE swarm._memory_no_number(m.value) END"
+
 /*
  * When the sweep shall look at an entry that is to expire at `new`: as before,
  * unless that is too late; the index stays as it is, and the update HOT.
@@ -90,8 +94,8 @@ static const struct
 		"VALUES ($1, $2, 1, to_jsonb($3), '{}', octet_length($2) + pg_column_size(to_jsonb($3)), $4, $4, $5, $5, $6) "
 		"ON CONFLICT (namespace, key) DO UPDATE SET "
 		"version = CASE WHEN " LIVE " THEN m.version + 1 ELSE 1 END, "
-		"value = to_jsonb(CASE WHEN " LIVE " THEN m.value::numeric + $3 ELSE $3 END), "
-		"size = octet_length($2) + pg_column_size(to_jsonb(CASE WHEN " LIVE " THEN m.value::numeric + $3 ELSE $3 END)), "
+		"value = to_jsonb(CASE WHEN " LIVE " THEN " NUMBER " + $3 ELSE $3 END), "
+		"size = octet_length($2) + pg_column_size(to_jsonb(CASE WHEN " LIVE " THEN " NUMBER " + $3 ELSE $3 END)), "
 		"tags = CASE WHEN " LIVE " THEN m.tags ELSE '{}' END, "
 		"expires_at = CASE WHEN " LIVE " THEN m.expires_at ELSE $4 END, "
 		"sweep_at = CASE WHEN " LIVE " THEN m.sweep_at ELSE " SWEEP_AT("$4") " END, "
