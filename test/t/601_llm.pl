@@ -143,7 +143,7 @@ foreach my $how ('kill', 'stop')
 	}
 	else
 	{
-		$node->restart('fast');
+		$node->restart;
 	}
 	$r = answer($node, $id);
 	like("$r->{state} $r->{turns} $r->{text}", qr/^complete 1 word1 .* word50$/, '... the turn is asked again');
