@@ -67,12 +67,3 @@ CREATE FUNCTION demo.measure(task jsonb, agent swarm.agent) RETURNS jsonb LANGUA
 $$;
 
 CREATE TABLE demo.errand (task bigint PRIMARY KEY, agent text NOT NULL);
-
-CREATE PROCEDURE demo.until_running(query bigint) LANGUAGE plpgsql AS $$
-BEGIN
-	FOR i IN 1 .. 3000 LOOP
-		EXIT WHEN EXISTS (SELECT FROM swarm.queries q WHERE q.id = query AND q.state <> 'init');
-		PERFORM pg_sleep(0.01);
-		COMMIT;
-	END LOOP;
-END $$;

@@ -30,6 +30,7 @@
 #include "query/query_int.h"
 
 #define ANSWER_MS		1000	/* default wait for a pause */
+#define BEGIN_MS		10		/* between looks whether a query has begun */
 #define WORKERS_MS		100		/* then parallel workers are held by
 								 * themselves */
 
@@ -57,6 +58,7 @@ static SwarmQuerySlot *live_slot(const SwarmQueryRow *row, SwarmQueryEvent event
 static void set_wanted(const SwarmQueryRow *row, const char *wanted, const char *mode);
 static void cancel_job(int64 job);
 static char *text_param(Request *r, const char *key);
+static long await_begin(SwarmQueryRow *row, long ms);
 static long ms_param(Request *r, const char *key, long none);
 
 static const struct
@@ -125,6 +127,7 @@ act_pause(Request *r)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("a query of kind \"%s\" has no pause modes", r->row.kind)));
+	ms -= await_begin(&r->row, ms);
 	LWLockAcquire(swarm_query_lock, LW_EXCLUSIVE);
 	slot = live_slot(&r->row, SWARM_QUERY_PAUSE);
 	slot->actor = GetUserId();
@@ -133,6 +136,38 @@ act_pause(Request *r)
 	swarm_query_ask(slot, SWARM_REQ_PAUSE, false);
 	LWLockRelease(swarm_query_lock);
 	return await_pause(slot, r->row.id, ms);
+}
+
+/*
+ * await_begin: a query that was just started is in its queue for a moment; wait
+ * at most `ms` until a process has it.  Returns how long that took.
+ */
+static long
+await_begin(SwarmQueryRow *row, long ms)
+{
+	static uint32 wait_event = 0;
+	TimestampTz start = GetCurrentTimestamp();
+	ConditionVariable *cv = swarm_query_waiters(row->id);
+	long		passed = 0;
+
+	if (wait_event == 0)
+		wait_event = swarm_wait_event_new("SwarmQueryBegin");
+	ConditionVariablePrepareToSleep(cv);
+	while (row->state == SWARM_QUERY_INIT && passed < ms)
+	{
+		bool		begun;
+
+		LWLockAcquire(swarm_query_lock, LW_SHARED);
+		begun = swarm_query_find(row->id) != NULL;
+		LWLockRelease(swarm_query_lock);
+		if (begun)
+			break;
+		(void) ConditionVariableTimedSleep(cv, BEGIN_MS, wait_event);
+		passed = (long) ((GetCurrentTimestamp() - start) / 1000);
+		(void) swarm_query_fetch(row->id, false, row);
+	}
+	ConditionVariableCancelSleep();
+	return Min(passed, ms);
 }
 
 /*

@@ -85,6 +85,13 @@ BEGIN
 END $$;
 X
 
+# one that was just started: its beginning is waited for
+is($node->safe_psql('postgres', q{
+SELECT swarm.query_start('sql', 'SELECT sum(a.v + 0 * b.v) FROM generate_series(1, 30000) a(v), generate_series(1, 30000) b(v)') AS id \gset
+SELECT swarm.query_pause(:id, timeout => '60 s');
+SELECT swarm.query_terminate(:id) \g /dev/null
+SELECT swarm.query_wait(:id, '60 s')}), "paused\nterminated", 'paused in the statement after its start');
+
 for my $name (sort keys %nodes)
 {
 	my ($settings, $rows) = $nodes{$name} ? @{ $nodes{$name} } : ('', '');
