@@ -274,6 +274,7 @@ extern bool swarm_query_fetch(int64 id, bool lock, SwarmQueryRow *row);
 extern void swarm_query_get(int64 id, bool lock, SwarmQueryRow *row);
 
 /* An edge: the row's new state, an event, NOTIFY, who waits at commit. */
+extern void swarm_query_prune(TimestampTz before);
 extern void swarm_query_move(SwarmQueryRow *row, SwarmQueryEvent event, Oid actor,
 							 const char *detail);
 

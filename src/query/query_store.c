@@ -70,6 +70,23 @@ swarm_query_get(int64 id, bool lock, SwarmQueryRow *row)
 }
 
 /*
+ * swarm_query_prune: what has ended goes with the history of jobs.
+ */
+void
+swarm_query_prune(TimestampTz before)
+{
+	SwarmSpi	spi;
+	Oid			types[] = {TIMESTAMPTZOID};
+	Datum		values[] = {TimestampTzGetDatum(before)};
+
+	swarm_spi_begin(&spi);
+	swarm_spi_execute("WITH gone AS (DELETE FROM swarm._query WHERE id IN ("
+					  "SELECT id FROM swarm._query q WHERE q.finished_at < $1 FOR UPDATE SKIP LOCKED) RETURNING id) "
+					  "DELETE FROM swarm._query_event e USING gone WHERE e.query = gone.id", 1, types, values, NULL);
+	swarm_spi_end(&spi);
+}
+
+/*
  * swarm_query_move: an edge of a row that is not final; `row` follows.
  */
 void

@@ -115,5 +115,10 @@ for my $call ("query_start('sql', 'SELECT 1')", 'query_register()', "query_pause
 is($standby->safe_psql('postgres', 'SET pg_swarm.query_control = on; SELECT count(*) FROM big; SELECT count(*) FROM swarm.queries WHERE pid IS NOT NULL'),
 	"20000\n0", '... registers nobody');
 $standby->stop;
+
+# What has ended goes with the history of jobs.
+$node->safe_psql('postgres', q{SELECT swarm._clock_advance('400 days')});
+poll_ok($node, 'SELECT count(*) FROM swarm._query WHERE finished_at IS NOT NULL', 'old queries go', '0');
+is($node->safe_psql('postgres', "SELECT count(*) FROM swarm._query_event WHERE query = $q"), '0', '... with what happened to them');
 $node->stop;
 done_testing();
