@@ -598,6 +598,43 @@ swarm_check_format(const char *format)
 				 errhint("Formats are csv, text, binary and json (an object a line).")));
 }
 
+static const char *const copy_options[] = {"header", "delimiter", "null", "quote", "escape"};
+
+/*
+ * check_copy_options: one that is not COPY's must not be left out in silence,
+ * least of all one that asks for encryption.
+ */
+static void
+check_copy_options(Jsonb *options)
+{
+	JsonbIterator *it;
+	JsonbValue	v;
+	JsonbIteratorToken token;
+
+	if (options == NULL)
+		return;
+	if (!JB_ROOT_IS_OBJECT(options))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("options must be a JSON object")));
+	it = JsonbIteratorInit(&options->root);
+	while ((token = JsonbIteratorNext(&it, &v, true)) != WJB_DONE)
+	{
+		bool		known = false;
+
+		if (token != WJB_KEY)
+			continue;
+		for (int i = 0; i < lengthof(copy_options); i++)
+			known |= strlen(copy_options[i]) == v.val.string.len &&
+				strncmp(copy_options[i], v.val.string.val, v.val.string.len) == 0;
+		if (!known)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("unknown option \"%s\"", pnstrdup(v.val.string.val, v.val.string.len)),
+					 errhint("Options are header, delimiter, null, quote and escape. Options of requests belong to s3_upload() with from_query().")));
+	}
+}
+
 /*
  * swarm_copy_options: those of COPY for a format; from options: header,
  * delimiter, null, quote, escape.
@@ -605,17 +642,17 @@ swarm_check_format(const char *format)
 List *
 swarm_copy_options(const char *format, Jsonb *options)
 {
-	static const char *const known[] = {"header", "delimiter", "null", "quote", "escape"};
 	List	   *list = list_make1(makeDefElem("format", (Node *) makeString(pstrdup(format)), -1));
 
+	check_copy_options(options);
 	if (strcmp(format, "binary") != 0)
 		list = lappend(list, makeDefElem("encoding", (Node *) makeString("UTF8"), -1));
-	for (int i = 0; i < lengthof(known); i++)
+	for (int i = 0; i < lengthof(copy_options); i++)
 	{
-		char	   *value = swarm_json_text(options, known[i]);
+		char	   *value = swarm_json_text(options, copy_options[i]);
 
 		if (value != NULL)
-			list = lappend(list, makeDefElem(pstrdup(known[i]), (Node *) makeString(value), -1));
+			list = lappend(list, makeDefElem(pstrdup(copy_options[i]), (Node *) makeString(value), -1));
 	}
 	return list;
 }
@@ -644,6 +681,7 @@ swarm_source_query(SwarmSpool *spool, const char *sql, const char *format, Jsonb
 	struct stat st;
 
 	swarm_check_format(format);
+	check_copy_options(options);
 	parsed = pg_parse_query(sql);
 	if (list_length(parsed) != 1 || !IsA(linitial_node(RawStmt, parsed)->stmt, SelectStmt) ||
 		((SelectStmt *) linitial_node(RawStmt, parsed)->stmt)->intoClause != NULL)
