@@ -147,12 +147,18 @@ ALTER TABLE swarm._memory_unlogged ENABLE ALWAYS TRIGGER truncated;
 -- Sessions keep namespaces and rights in memory: these tell them to look again.
 CREATE FUNCTION swarm._namespace_changed() RETURNS trigger
 LANGUAGE c AS 'MODULE_PATHNAME', 'swarm__namespace_changed';
-CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON swarm._namespace
-    FOR EACH STATEMENT EXECUTE FUNCTION swarm._namespace_changed();
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE ON swarm._namespace
+    FOR EACH ROW EXECUTE FUNCTION swarm._namespace_changed();
 ALTER TABLE swarm._namespace ENABLE ALWAYS TRIGGER changed;
-CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON swarm._namespace_grant
+CREATE TRIGGER truncated AFTER TRUNCATE ON swarm._namespace
     FOR EACH STATEMENT EXECUTE FUNCTION swarm._namespace_changed();
+ALTER TABLE swarm._namespace ENABLE ALWAYS TRIGGER truncated;
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE ON swarm._namespace_grant
+    FOR EACH ROW EXECUTE FUNCTION swarm._namespace_changed();
 ALTER TABLE swarm._namespace_grant ENABLE ALWAYS TRIGGER changed;
+CREATE TRIGGER truncated AFTER TRUNCATE ON swarm._namespace_grant
+    FOR EACH STATEMENT EXECUTE FUNCTION swarm._namespace_changed();
+ALTER TABLE swarm._namespace_grant ENABLE ALWAYS TRIGGER truncated;
 
 -- ---------------------------------------------------------------------
 -- Types
@@ -1166,6 +1172,11 @@ BEGIN
     IF NOT current_setting('pg_swarm.track_agents')::boolean THEN
         RETURN;
     END IF;
+    IF EXISTS (SELECT FROM swarm._memory m JOIN swarm._namespace_all n ON n.id = m.namespace
+               WHERE n.name = _track.namespace AND m.key = _track.key AND (m.expires_at IS NULL OR m.expires_at > swarm._now())
+                 AND NOT pg_has_role(caller, m.owner::oid, 'USAGE')) THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = 'the record belongs to another role';
+    END IF;
     PERFORM swarm._memory_store_as(caller, namespace, key, value);
     IF channel IS NOT NULL THEN
         PERFORM pg_notify(channel, value::text);
@@ -1210,12 +1221,15 @@ LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $
 SELECT CASE WHEN current_setting('transaction_read_only')::boolean THEN 0 ELSE nextval('swarm._track_seq') END
 $$;
 
--- The live entry with the spawn of an agent; NULL also if it cannot be read.
-CREATE FUNCTION swarm._track_spawned(agent_id text) RETURNS jsonb
+-- The live entry with the spawn of an agent; NULL also if it cannot be read, by us or by the caller.
+CREATE FUNCTION swarm._track_spawned(caller oid, agent_id text) RETURNS jsonb
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s' AS $$
 BEGIN
-    RETURN swarm.memory_get('agent-activities', 'agent-' || agent_id || '-spawn');
+    RETURN (SELECT m.value FROM swarm._memory m JOIN swarm._namespace_all n ON n.id = m.namespace
+            WHERE n.name = 'agent-activities' AND m.key = 'agent-' || agent_id || '-spawn'
+              AND (m.expires_at IS NULL OR m.expires_at > swarm._now())
+              AND (swarm._namespace_may_as(caller, n.id) OR pg_has_role(caller, m.owner::oid, 'USAGE')));
 EXCEPTION WHEN OTHERS THEN
     RETURN NULL;
 END $$;
@@ -1224,7 +1238,7 @@ CREATE FUNCTION swarm._track_completion(caller oid, agent_id text, status text, 
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     at timestamptz := swarm._now();
-    spawn jsonb := swarm._track_spawned(agent_id);
+    spawn jsonb := swarm._track_spawned(caller, agent_id);
     duration bigint;
 BEGIN
     duration := ceil(extract(epoch FROM at) * 1000)::bigint - (spawn->>'startTime')::bigint;

@@ -122,7 +122,7 @@ REVOKE ALL ON FUNCTION
     swarm._memory_usage(oid, text, text, text, jsonb, int, text), swarm._memory_store_as(oid, text, text, jsonb, interval),
     swarm._process_usage(), swarm._track_count(text), swarm._track(oid, text, text, jsonb, text),
     swarm._track_spawn(oid, text, text, text), swarm._track_execution(oid, text), swarm._track_number(),
-    swarm._track_spawned(text), swarm._track_completion(oid, text, text, text, text),
+    swarm._track_spawned(oid, text), swarm._track_completion(oid, text, text, text, text),
     swarm._agent_history(oid, text, timestamptz), swarm._namespace_may_as(oid, int), swarm._iso_time(timestamptz),
     swarm._millis(timestamptz), swarm._memory_no_number(jsonb), swarm._memory_text(text, jsonb), swarm._memory_query(text)
     FROM PUBLIC;

@@ -15,6 +15,7 @@
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/fmgrprotos.h"
+#include "utils/inval.h"
 #include "utils/jsonb.h"
 #include "utils/numeric.h"
 #include "utils/rel.h"
@@ -37,6 +38,7 @@ static void store_option(SwarmMemoryStore *what, const char *name, JsonbValue *v
 static bool expire(FunctionCallInfo fcinfo, const SwarmSpace *space, bool expires, TimestampTz at);
 static void form_entry(const char *space_name, text *key, const SwarmMemoryRow *row,
 					   Datum *values, bool *nulls);
+static void still_allowed(FunctionCallInfo fcinfo, const SwarmSpace *space);
 static bool waited_enough(const SwarmSpace *space, text *key, bool since, int64 version,
 						  SwarmMemoryReader *reader, SwarmMemoryRow *row, bool *found);
 
@@ -623,7 +625,7 @@ swarm_memory_wait(PG_FUNCTION_ARGS)
 		long		ms;
 
 		swarm_memory_reader_close(&reader);
-		swarm_space_still_there(&space, text_to_cstring(PG_GETARG_TEXT_PP(0)));
+		still_allowed(fcinfo, &space);
 		if (!found)
 			swarm_origin_ask(&space, key);
 		if (RecoveryInProgress())
@@ -648,6 +650,8 @@ swarm_memory_wait(PG_FUNCTION_ARGS)
 			ms = Min(ms, Max(swarm_clock_wait_ms(row.expires_at), 1));
 		(void) ConditionVariableTimedSleep(cv, Max(ms, 1), wait_event);
 		CHECK_FOR_INTERRUPTS();
+		AcceptInvalidationMessages();
+		still_allowed(fcinfo, &space);
 	}
 	ConditionVariableCancelSleep();
 	if (!found)
@@ -660,6 +664,22 @@ swarm_memory_wait(PG_FUNCTION_ARGS)
 	result = HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
 	swarm_memory_reader_close(&reader);
 	PG_RETURN_DATUM(result);
+}
+
+/*
+ * still_allowed: a right may be revoked, and the namespace dropped, while
+ * somebody waits.
+ */
+static void
+still_allowed(FunctionCallInfo fcinfo, const SwarmSpace *space)
+{
+	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+
+	swarm_space_still_there(space, name);
+	if (!swarm_space_may(space->id, GetUserId(), NEED_READ))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for namespace \"%s\"", name)));
 }
 
 /*

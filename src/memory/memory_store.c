@@ -75,7 +75,7 @@ static const struct
 	2, {INT4OID, TEXTOID}},
 	/* $3 expires_at, $4 condition */
 	[STATEMENT_EXPIRE] = {
-		"UPDATE %s AS m SET expires_at = $3, sweep_at = " SWEEP_AT("$3")
+		"UPDATE %s AS m SET expires_at = nullif($3, 'infinity'), sweep_at = " SWEEP_AT("nullif($3, 'infinity')")
 		" WHERE namespace = $1 AND key = $2 AND " LIVE " AND CASE $4 WHEN 'nx' THEN expires_at IS NULL "
 		"WHEN 'xx' THEN expires_at IS NOT NULL WHEN 'gt' THEN expires_at < $3 "
 		"WHEN 'lt' THEN expires_at IS NULL OR expires_at > $3 ELSE true END",

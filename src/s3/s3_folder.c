@@ -490,7 +490,12 @@ delete(SwarmFolderVisit *v)
 			return;
 		}
 	}
-	else if (errno == EACCES || errno == EPERM)
+	else if (errno == ELOOP)
+	{
+		swarm_folder_refuse(v, 403, "AccessDenied", "symbolic links are not followed");
+		return;
+	}
+	else if (errno != ENOENT && errno != ENOTDIR && errno != EISDIR && errno != ENXIO)
 	{
 		swarm_folder_refuse_errno(v, "could not remove the object");
 		return;

@@ -79,7 +79,7 @@ entries_of(SwarmFolderVisit *v, const char *path, List **names)
 
 	*names = NIL;
 	if (!swarm_folder_parent(v, psprintf("%sx", path), false))
-		return errno == ENOENT || errno == ENOTDIR || errno == ELOOP;
+		return errno == ENOENT || errno == ENOTDIR || errno == EISDIR || errno == ELOOP;
 	fd = swarm_folder_open(v->dir, ".");
 	dir = fd < 0 ? NULL : fdopendir(fd);
 	if (dir == NULL)
@@ -167,8 +167,8 @@ list_object(Listing *l, const char *key)
 		return true;
 	}
 	meta = swarm_folder_object(v, key, &st);
-	if (meta == NULL)
-		return true;			/* gone meanwhile */
+	if (meta == NULL)			/* gone meanwhile, or none of ours: no object */
+		return errno == ENOENT || errno == ENOTDIR || errno == ELOOP || errno == ENXIO || errno == EACCES;
 	modified = st.st_mtime;
 	strftime(date, sizeof(date), "%Y-%m-%dT%H:%M:%S", gmtime_r(&modified, &t));
 	appendStringInfo(&l->xml, "<Contents><Key>%s</Key><Size>%lld</Size><LastModified>%s.%03ldZ</LastModified>"

@@ -59,8 +59,17 @@ create_temp(SwarmFolderVisit *v)
 			continue;
 		if (v->temp >= 0)
 		{
+			struct stat st;
+
 			strlcpy(v->temp_name, name, sizeof(v->temp_name));
-			return flock(v->temp, LOCK_EX) == 0;
+			if (flock(v->temp, LOCK_EX) != 0 || fstat(v->temp, &st) != 0)
+				return false;
+			if (st.st_nlink > 0)
+				return true;
+			/* another one's sweep() came between open and lock */
+			v->temp_name[0] = '\0';
+			swarm_folder_shut(&v->temp);
+			continue;
 		}
 		break;
 	}
