@@ -94,7 +94,7 @@ SELECT pg_catalog.pg_extension_config_dump('swarm._query_request', '');
 
 ALTER TABLE swarm._query ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON swarm._query FOR SELECT
-    USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+    USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 ALTER TABLE swarm._query_event ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON swarm._query_event FOR SELECT
     USING (EXISTS (SELECT FROM swarm._query q WHERE q.id = query));

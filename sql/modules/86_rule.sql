@@ -47,7 +47,9 @@ INSERT INTO swarm._rule (name, owner, priority, condition, action, params, enabl
 ('runaway-query-termination', 10::oid::regrole, 10,
  $$kind <> 'session' AND state = 'running' AND duration - total_pause > interval '300 s'$$, 'terminate', '{}', true, false, true),
 ('token-budget-pause', 10::oid::regrole, 5,
- $$state = 'running' AND NOT pausing AND tokens > coalesce(metadata->>'tokenBudget', budget->>'tokens')::numeric$$, 'pause', '{}', true, false, true),
+ $$state = 'running' AND NOT pausing AND tokens >
+     CASE WHEN coalesce(metadata->>'tokenBudget', budget->>'tokens') ~ '^[0-9]{1,18}([.][0-9]{1,18})?$'
+          THEN coalesce(metadata->>'tokenBudget', budget->>'tokens')::numeric END$$, 'pause', '{}', true, false, true),
 ('upgrade-to-deep', 10::oid::regrole, 3,
  $$kind = 'llm' AND metadata->>'complexity' = 'high' AND metadata->>'requiresDeepReasoning' = 'true' AND model IS DISTINCT FROM swarm._rule_model('deep')$$,
  'change_model', '{"model": "deep"}', true, false, true),

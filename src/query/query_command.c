@@ -83,7 +83,7 @@ swarm_query_run_command(SwarmQuerySlot *slot)
 	{
 		slot->mailbox = -1;
 		strlcpy(mail->sqlstate, sqlstate, sizeof(mail->sqlstate));
-		strlcpy(mail->result, result.data, sizeof(mail->result));
+		swarm_query_copy_text(mail->result, result.data, sizeof(mail->result));
 		mail->done = true;
 		if (mail->abandoned)
 			mail->used = false;

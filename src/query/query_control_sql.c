@@ -15,6 +15,7 @@
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "parser/parse_func.h"
+#include "storage/ipc.h"
 #include "storage/proc.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
@@ -60,6 +61,8 @@ static void cancel_job(int64 job);
 static char *text_param(Request *r, const char *key);
 static long await_begin(SwarmQueryRow *row, long ms);
 static long ms_param(Request *r, const char *key, long none);
+
+bool		swarm_query_may_post = false;
 
 static const struct
 {
@@ -375,6 +378,21 @@ cancel_job(int64 job)
  * ------------------------------------------------------------------------ */
 
 /*
+ * abandon: nobody waits for an answer any more, also when the process ends.
+ */
+static void
+abandon(int code, Datum box)
+{
+	SwarmMailbox *mail = swarm_query_mailbox(DatumGetInt32(box));
+
+	LWLockAcquire(swarm_query_lock, LW_EXCLUSIVE);
+	mail->abandoned = true;
+	if (mail->done)
+		mail->used = false;
+	LWLockRelease(swarm_query_lock);
+}
+
+/*
  * act_command: params command; with "post" it is left for the next node of a
  * query that runs, and nobody waits for it: a rule's way to change settings.
  */
@@ -382,11 +400,11 @@ static const char *
 act_command(Request *r)
 {
 	char	   *command = text_param(r, "command");
-	bool		post = text_param(r, "post") != NULL;
+	bool		post = swarm_query_may_post && text_param(r, "post") != NULL;
 	SwarmQuerySlot *slot;
 	SwarmMailbox *mail;
 	int			box;
-	volatile bool done = false;
+	bool		done = false;
 	char	   *result;
 	char		sqlstate[6];
 
@@ -404,6 +422,14 @@ act_command(Request *r)
 	}
 	LWLockAcquire(swarm_query_lock, LW_EXCLUSIVE);
 	slot = live_slot(&r->row, post ? SWARM_QUERY_MODE : SWARM_QUERY_COMMAND);
+	if (!post && slot->by_workers)
+	{
+		LWLockRelease(swarm_query_lock);
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot execute a command in a query that waits for its parallel workers"),
+				 errhint("Resume it, and pause it again.")));
+	}
 	box = slot->mailbox >= 0 ? -1 : take_mailbox(command, post);
 	if (box < 0)
 	{
@@ -422,7 +448,7 @@ act_command(Request *r)
 		return NULL;
 
 	mail = swarm_query_mailbox(box);
-	PG_TRY();
+	PG_ENSURE_ERROR_CLEANUP(abandon, Int32GetDatum(box));
 	{
 		ConditionVariablePrepareToSleep(&slot->changed);
 		for (;;)
@@ -436,16 +462,7 @@ act_command(Request *r)
 		}
 		ConditionVariableCancelSleep();
 	}
-	PG_CATCH();
-	{
-		LWLockAcquire(swarm_query_lock, LW_EXCLUSIVE);
-		mail->abandoned = true;
-		if (mail->done)
-			mail->used = false;
-		LWLockRelease(swarm_query_lock);
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
+	PG_END_ENSURE_ERROR_CLEANUP(abandon, Int32GetDatum(box));
 	LWLockAcquire(swarm_query_lock, LW_EXCLUSIVE);
 	result = pstrdup(mail->result);
 	strlcpy(sqlstate, mail->sqlstate, sizeof(sqlstate));

@@ -208,6 +208,9 @@ extern void swarm_query_tell(SwarmQuerySlot *slot, SwarmQueryEvent event,
 /* Copy the news of this database, oldest first; forget them at commit. */
 extern int	swarm_query_take_news(SwarmQueryNews **news);
 extern bool swarm_query_news_waiting(void);
+
+/* query_control_sql.c: a rule acts, which may leave a command behind */
+extern bool swarm_query_may_post;
 extern int64 swarm_query_news_lost(void);
 
 /* Wake the scheduler of this database, and those who wait for a query. */
@@ -275,6 +278,7 @@ extern void swarm_query_get(int64 id, bool lock, SwarmQueryRow *row);
 
 /* An edge: the row's new state, an event, NOTIFY, who waits at commit. */
 extern void swarm_query_prune(TimestampTz before);
+extern void swarm_query_copy_text(char *to, const char *from, Size size);
 extern void swarm_query_move(SwarmQueryRow *row, SwarmQueryEvent event, Oid actor,
 							 const char *detail);
 

@@ -228,12 +228,17 @@ guarded(const Rule *rule, int64 id, int64 **ids, int *n)
 	PG_TRY();
 	{
 		SetUserIdAndSecContext(rule->owner, SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
+		/* query_optimize() comes here from anybody's session */
+		(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
 		if (ids == NULL)
+		{
+			swarm_query_may_post = true;
 			do_action(rule, id);
+			swarm_query_may_post = false;
+		}
 		else
 		{
-			(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
-									 GUC_ACTION_SAVE, true, 0, false);
 			(void) set_config_option("transaction_read_only", "on", PGC_USERSET, PGC_S_SESSION,
 									 GUC_ACTION_LOCAL, true, 0, false);
 			if (!get_timeout_active(STATEMENT_TIMEOUT))
@@ -253,6 +258,7 @@ guarded(const Rule *rule, int64 id, int64 **ids, int *n)
 		ErrorData  *edata;
 
 		MemoryContextSwitchTo(caller);
+		swarm_query_may_post = false;
 		if (own_timeout)
 			disable_timeout(STATEMENT_TIMEOUT, false);
 		edata = CopyErrorData();
@@ -303,7 +309,7 @@ do_action(const Rule *rule, int64 id)
 	Datum		values[] = {CStringGetTextDatum(rule->action), Int64GetDatum(id), rule->params};
 
 	SPI_connect();
-	if (SPI_execute_with_args("SELECT swarm._query_act($1, $2, '{\"timeout\": \"0\", \"post\": true}' || $3)",
+	if (SPI_execute_with_args("SELECT swarm._query_act($1, $2, '{\"timeout\": \"0\", \"post\": true}' OPERATOR(pg_catalog.||) $3)",
 							  3, types, values, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "action failed");
 	SPI_finish();

@@ -178,15 +178,17 @@ swarm_query_job(PG_FUNCTION_ARGS)
 {
 	HeapTupleHeader job = PG_GETARG_HEAPTUPLEHEADER(0);
 	bool		isnull;
-	Jsonb	   *args = DatumGetJsonbP(GetAttributeByNum(job, JOB_ARGS, &isnull));
+	Datum		datum = GetAttributeByNum(job, JOB_ARGS, &isnull);
+	Jsonb	   *args = isnull ? NULL : DatumGetJsonbP(datum);
 	JsonbValue	buffer;
-	JsonbValue *value = JB_ROOT_IS_OBJECT(args) ?
+	JsonbValue *value = args != NULL && JB_ROOT_IS_OBJECT(args) ?
 	getKeyJsonValueFromContainer(&args->root, "query", 5, &buffer) : NULL;
 	SwarmQueryRow row;
 	Outcome		out = {0};
 	SwarmQuerySlot last;
 
-	if (MyBackendType != B_BG_WORKER || value == NULL || value->type != jbvNumeric)
+	if (MyBackendType != B_BG_WORKER || swarm_query_me != NULL ||
+		value == NULL || value->type != jbvNumeric)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("only a runner can run a query"),

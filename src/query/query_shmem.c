@@ -412,7 +412,7 @@ swarm_query_tell(SwarmQuerySlot *slot, SwarmQueryEvent event, SwarmQueryState fr
 	news->to = to;
 	news->paused_us = slot->paused_us;
 	news->pauses = slot->pauses;
-	strlcpy(news->detail, detail ? detail : "", sizeof(news->detail));
+	swarm_query_copy_text(news->detail, detail ? detail : "", sizeof(news->detail));
 	pg_atomic_fetch_add_u32(&shared->news_waiting, 1);
 }
 

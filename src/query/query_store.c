@@ -7,6 +7,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/async.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -63,10 +64,22 @@ void
 swarm_query_get(int64 id, bool lock, SwarmQueryRow *row)
 {
 	CommandCounterIncrement();	/* it may have been started by this statement */
-	if (!swarm_query_fetch(id, lock, row) || !is_member_of_role(GetUserId(), row->owner))
+	if (!swarm_query_fetch(id, lock, row) || !has_privs_of_role(GetUserId(), row->owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("query " INT64_FORMAT " does not exist", id)));
+}
+
+/*
+ * swarm_query_copy_text: as much as has room, whole characters only.
+ */
+void
+swarm_query_copy_text(char *to, const char *from, Size size)
+{
+	int			n = pg_mbcliplen(from, strlen(from), (int) size - 1);
+
+	memcpy(to, from, n);
+	to[n] = '\0';
 }
 
 /*

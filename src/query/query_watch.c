@@ -13,6 +13,7 @@
 #include "commands/async.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/timestamp.h"
 
 #include "base/clock.h"
@@ -102,12 +103,15 @@ watch(void)
 	int			n;
 
 	seen = swarm_query_watch_count();
+	end_pauses();
+	end_obstinate();
+	/* whoever changes a query in a long transaction must not stop the scheduler */
+	(void) set_config_option("lock_timeout", "200ms", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
 	name_sessions();
 	n = swarm_query_take_news(&news);
 	for (int i = 0; i < n; i++)
 		write_news(&news[i]);
-	end_pauses();
-	end_obstinate();
 	next_look = swarm_now() + LOOK_EVERY_US;
 	close_lost();
 	swarm_rule_tick();
