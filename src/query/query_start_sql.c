@@ -10,6 +10,7 @@
 #include "miscadmin.h"
 #include "parser/parse_func.h"
 #include "tcop/utility.h"
+#include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -213,14 +214,14 @@ swarm_query_register(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(0) || !JB_ROOT_IS_OBJECT(PG_GETARG_JSONB_P(0)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("metadata must be a JSON object")));
-	id = insert_row("session", GetOuterUserId(), (Datum) 0, NULL, "default", (Datum) 0,
+	id = insert_row("session", MyProc->roleId, (Datum) 0, NULL, "default", (Datum) 0,
 					PG_GETARG_DATUM(0));
 	row = (SwarmQueryRow)
 	{
 		.id = id, .state = SWARM_QUERY_INIT
 	};
-	swarm_query_move(&row, SWARM_QUERY_START, GetOuterUserId(), NULL);
-	swarm_query_attach(id, SWARM_KIND_SESSION, GetOuterUserId(), false);
+	swarm_query_move(&row, SWARM_QUERY_START, MyProc->roleId, NULL);
+	swarm_query_attach(id, SWARM_KIND_SESSION, MyProc->roleId, false);
 	swarm_doorbell_add(registered, undo_register, &id, sizeof(id));
 	swarm_query_watch();
 	PG_RETURN_INT64(id);
