@@ -1040,18 +1040,28 @@ CREATE FUNCTION swarm._cache_stamp(tables oid[]) RETURNS text
 LANGUAGE c VOLATILE STRICT PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'swarm__cache_stamp';
 
--- The tables and their partitions. Errors: 42809 no table, 55000 not watched.
+-- The tables, their partitions and children, which a query of them reads, and their parents: a statement on one of these
+-- changes them, and fires no trigger but its own.
+CREATE FUNCTION swarm._cache_family(tables regclass[]) RETURNS SETOF oid
+LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+WITH RECURSIVE up AS (
+    SELECT t::oid AS relid FROM unnest(tables) t UNION SELECT i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.relid),
+down AS (
+    SELECT t::oid AS relid FROM unnest(tables) t UNION SELECT i.inhrelid FROM down JOIN pg_inherits i ON i.inhparent = down.relid)
+SELECT relid FROM up UNION SELECT relid FROM down
+$$;
+
+-- The tables and what belongs to them. Errors: 42809 no table, 55000 not watched.
 CREATE FUNCTION swarm._cache_tables(tables regclass[]) RETURNS oid[]
 LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     result oid[];
     wrong regclass;
 BEGIN
-    SELECT array_agg(DISTINCT x.relid ORDER BY x.relid), min(x.relid) FILTER (WHERE NOT x.watched) INTO result, wrong
-    FROM (SELECT coalesce(p.relid, t)::oid AS relid,
-                 EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = coalesce(p.relid, t) AND g.tgenabled = 'A'
-                         AND g.tgfoid = 'swarm._cache_table_changed'::regproc) AS watched
-          FROM unnest(tables) t LEFT JOIN LATERAL pg_partition_tree(t) p ON true) x;
+    SELECT array_agg(x.relid ORDER BY x.relid), min(x.relid) FILTER (WHERE NOT x.watched) INTO result, wrong
+    FROM (SELECT f AS relid, EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = f AND g.tgenabled = 'A'
+                                     AND g.tgfoid = 'swarm._cache_table_changed'::regproc) AS watched
+          FROM swarm._cache_family(tables) f) x;
     IF wrong IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('changes of table %s are not watched', wrong),
@@ -1061,7 +1071,7 @@ BEGIN
 END $$;
 
 -- swarm.cache_watch(table): let results of swarm.cached() depend on a table: a
--- statement trigger on it and its partitions. Needs TRIGGER on them. Errors:
+-- statement trigger on it, its partitions, children and parents. Needs TRIGGER on them. Errors:
 -- 42501, 42809 no table.
 CREATE FUNCTION swarm.cache_watch("table" regclass) RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -1071,7 +1081,7 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = $1 AND c.relkind IN ('r', 'p')) THEN
         RAISE EXCEPTION USING ERRCODE = 'wrong_object_type', MESSAGE = format('"%s" is not a table', $1);
     END IF;
-    FOR t IN SELECT coalesce(p.relid, $1) FROM (SELECT) x LEFT JOIN LATERAL pg_partition_tree($1) p ON true LOOP
+    FOR t IN SELECT f FROM swarm._cache_family(ARRAY[$1]) f LOOP
         IF EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t AND g.tgfoid = 'swarm._cache_table_changed'::regproc) THEN
             EXECUTE format('DROP TRIGGER swarm_cache_watch ON %s', t);
         END IF;
@@ -1088,7 +1098,7 @@ DECLARE
     t regclass;
 BEGIN
     FOR t IN SELECT g.tgrelid FROM pg_trigger g WHERE g.tgfoid = 'swarm._cache_table_changed'::regproc
-             AND (g.tgrelid = $1 OR g.tgrelid IN (SELECT p.relid FROM pg_partition_tree($1) p)) LOOP
+             AND g.tgrelid IN (SELECT f FROM swarm._cache_family(ARRAY[$1]) f) LOOP
         EXECUTE format('DROP TRIGGER swarm_cache_watch ON %s', t);
     END LOOP;
 END $$;

@@ -58,6 +58,17 @@ SELECT swarm.cache_watch('memory_cached.p');
 SELECT swarm.cached('c', 'p', 'SELECT count(*) AS n FROM memory_cached.p', tables => '{memory_cached.p,memory_cached.t}');
 INSERT INTO memory_cached.p2 VALUES (2);
 SELECT swarm.cached('c', 'p', 'SELECT count(*) AS n FROM memory_cached.p', tables => '{memory_cached.p,memory_cached.t}');
+-- a partition that is changed through its parent
+SELECT swarm.cached('c', 'p1', 'SELECT count(*) AS n FROM memory_cached.p1', tables => '{memory_cached.p1}');
+INSERT INTO memory_cached.p VALUES (1);
+SELECT swarm.cached('c', 'p1', 'SELECT count(*) AS n FROM memory_cached.p1', tables => '{memory_cached.p1}');
+-- children
+CREATE TABLE memory_cached.mother (v int);
+CREATE TABLE memory_cached.child () INHERITS (memory_cached.mother);
+SELECT swarm.cache_watch('memory_cached.mother');
+SELECT swarm.cached('c', 'mother', 'SELECT count(*) AS n FROM memory_cached.mother', tables => '{memory_cached.mother}');
+INSERT INTO memory_cached.child VALUES (1);
+SELECT swarm.cached('c', 'mother', 'SELECT count(*) AS n FROM memory_cached.mother', tables => '{memory_cached.mother}');
 -- it is computed once (others who write at that moment may cost a second time)
 CREATE FUNCTION memory_cached.hit(tables regclass[]) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE

@@ -126,5 +126,14 @@ SELECT swarm.namespace_drop('ann');
 SELECT swarm.namespace_drop('ann', with_below => true), swarm.namespace_drop('r/admin'), swarm.namespace_drop('bob');
 -- the name again: nothing of the old one
 SELECT swarm.namespace_create('ann'), swarm.memory_get('ann', 'k') IS NULL AS empty, (SELECT count(*) FROM swarm.memory_list('ann')), swarm.namespace_drop('ann');
+-- the tracker: what it knows of another role's agent is not shown, nor taken over
+SET ROLE regress_memory_ann;
+SELECT swarm.track_spawn('rights-1', 'spy', 'a secret') ->> 'agentId' AS agent;
+SET ROLE regress_memory_bob;
+SELECT swarm.track_completion('rights-1', 'done') ->> 'task' AS task, (SELECT count(*) FROM swarm.agent_history('rights-1') WHERE task = 'a secret') AS seen;
+SELECT swarm.track_spawn('rights-1', 'spy', 'not mine') IS NOT NULL AS answered;
+SET ROLE regress_memory_ann;
+SELECT agent_type, task FROM swarm.agent_history('rights-1') WHERE status = 'spawned';
+RESET ROLE;
 REVOKE EXECUTE ON FUNCTION swarm.namespace_create FROM regress_memory_ann, regress_memory_bob;
 DROP ROLE regress_memory_ann, regress_memory_bob, regress_memory_team;
