@@ -953,7 +953,7 @@ BEGIN
                     swarm._protocol_phase(a, t, 'before', NULL));
 END $$;
 
--- The end of a task, or of an attempt of it; nothing if it was taken away.
+-- The end of a task, or of an attempt of it. Errors: 40001 done, but taken away.
 CREATE FUNCTION swarm._agent_done(agent_id bigint, task_id bigint, result jsonb, error text, state text, us bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
@@ -968,6 +968,10 @@ BEGIN
     SELECT * INTO t FROM swarm._agent_task o WHERE o.id = task_id FOR UPDATE;
     IF a.task IS DISTINCT FROM task_id OR t.state IS DISTINCT FROM 'running' OR t.agent IS DISTINCT FROM agent_id
        OR a.state NOT IN ('busy', 'stopping') THEN
+        IF error IS NULL THEN
+            -- somebody else does it: what the handler has written must not count
+            RAISE EXCEPTION USING ERRCODE = 'serialization_failure', MESSAGE = 'the task was taken away';
+        END IF;
         RETURN;
     END IF;
     IF error IS NULL THEN
