@@ -523,7 +523,9 @@ DECLARE
 BEGIN
     RETURN jsonb_build_object('query', swarm.query_start('llm', coalesce(task->>'text', task#>>'{}'), settings->>'model',
         coalesce(settings->>'permission_mode', 'default'), metadata => jsonb_strip_nulls(jsonb_build_object(
-            'system', settings->'prompt', 'tools', settings->'tools', 'agent', (agent).id::text, 'task', (agent).task::text))));
+            'system', settings->'prompt', 'tools', (SELECT jsonb_agg(t->'name') FROM jsonb_array_elements(settings->'tools') t),
+            'budget_tokens', settings->'budget'->'max_tokens', 'budget_usd', settings->'budget'->'max_cost',
+            'max_turns', settings->'budget'->'max_turns', 'agent', (agent).id::text, 'task', (agent).task::text))));
 END $$;
 
 -- ---------------------------------------------------------------------
@@ -928,7 +930,8 @@ BEGIN
     timeout_us := coalesce(extract(epoch FROM least(t.timeout, (y.spec->'budget'->>'max_task_time')::interval,
                                                     CASE WHEN t.deadline IS NOT NULL THEN greatest(t.deadline - swarm._now(), '1 ms') END))
                            * 1000000, 0);
-    read_only := coalesce(y.spec->>'permission_mode' = 'plan', false);
+    -- a model's tools are held to the mode by module llm, and query_start() writes
+    read_only := coalesce(y.spec->>'permission_mode' = 'plan', false) AND NOT y.spec ? 'model';
 END $$;
 
 -- What comes before a task; why it must not begin, or NULL. code BREAK: its
