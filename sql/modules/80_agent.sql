@@ -550,6 +550,13 @@ SELECT CASE WHEN priority = 'critical' THEN '2000-01-01 00:00:00+00'::timestampt
        ELSE at - CASE priority WHEN 'high' THEN 2 WHEN 'medium' THEN 1 ELSE 0 END * current_setting('pg_swarm.job_ageing')::interval END
 $$;
 
+-- Do the agents of one role get tasks of another without being asked for by
+-- number? A superuser's tasks are no business of everybody's handlers.
+CREATE FUNCTION swarm._agent_shares(caller oid, owner oid) RETURNS boolean
+LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+SELECT caller = owner OR (pg_has_role(caller, owner, 'MEMBER') AND NOT (SELECT r.rolsuper FROM pg_roles r WHERE r.oid = caller))
+$$;
+
 -- Agents that the caller may give a task to, the best first, with what makes
 -- them so. Looks at `lim` idle and `lim` busy ones of each set of agents that
 -- has the capabilities, so the time does not depend on the number of agents.
@@ -578,7 +585,7 @@ BEGIN
                     ELSE greatest(0, 1 - swarm.cosine_distance(asked, y.embedding)) END::float8 AS meaning
         FROM swarm._agent_set s JOIN swarm._agent_type y ON y.name = s.type
         WHERE s.capabilities @> wanted AND (only_type IS NULL OR s.type = only_type)
-          AND pg_has_role(caller, s.owner::oid, 'MEMBER')),
+          AND swarm._agent_shares(caller, s.owner::oid)),
     candidates AS (
         SELECT a.*, sets.match, sets.meaning
         FROM sets, LATERAL ((SELECT * FROM swarm._agent i WHERE i.set = sets.id AND i.state = 'idle' ORDER BY i.last_used LIMIT lim)
@@ -621,7 +628,7 @@ BEGIN
     FOR w IN SELECT t.* FROM swarm._agent_task t WHERE t.agent IS NULL AND t.state = 'queued' ORDER BY t.rank FOR UPDATE SKIP LOCKED LOOP
         SELECT a.id INTO best FROM swarm._agent a JOIN swarm._agent_set s ON s.id = a.set
         WHERE a.id = ANY (agents) AND s.capabilities @> w.capabilities AND (w.type IS NULL OR w.type = s.type)
-          AND pg_has_role(w.submitter::oid, s.owner::oid, 'MEMBER')
+          AND swarm._agent_shares(w.submitter::oid, s.owner::oid)
         ORDER BY (SELECT count(*) FROM swarm._agent_task q WHERE q.agent = a.id AND q.state = 'queued'), a.id LIMIT 1;
         IF FOUND THEN
             PERFORM swarm._agent_assign(w.id, best);
@@ -688,9 +695,9 @@ BEGIN
     t.pinned := task ? 'agent';
     IF task ? 'agent' THEN
         SELECT * INTO a FROM swarm._agent o
-        WHERE CASE jsonb_typeof(task->'agent') WHEN 'number' THEN o.id = (task->>'agent')::bigint
-              ELSE o.name = task->>'agent' AND o.state NOT IN ('stopped', 'failed') END
-          AND pg_has_role(caller, o.owner::oid, 'MEMBER') ORDER BY (o.owner = caller) DESC, o.id LIMIT 1;
+        WHERE CASE jsonb_typeof(task->'agent') WHEN 'number' THEN o.id = (task->>'agent')::bigint AND pg_has_role(caller, o.owner::oid, 'MEMBER')
+              ELSE o.name = task->>'agent' AND o.state NOT IN ('stopped', 'failed') AND swarm._agent_shares(caller, o.owner::oid) END
+        ORDER BY (o.owner = caller) DESC, o.id LIMIT 1;
         IF NOT FOUND THEN
             RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('agent %s does not exist', task->'agent');
         ELSIF a.state IN ('stopped', 'stopping') THEN
@@ -1138,7 +1145,9 @@ BEGIN
             errors[i] := format('$.name: there are two agents "%s" in this call', names[i]);
         ELSIF y.name IS NULL THEN
             errors[i] := format('$.type: type of agents "%s" does not exist', types[i]);
-        ELSIF owners[i] = 0 OR NOT pg_has_role(caller, owners[i], 'MEMBER') THEN
+        ELSIF owners[i] = 0 OR NOT pg_has_role(caller, owners[i],
+            -- from 16 on, membership need not allow SET ROLE
+            CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END) THEN
             errors[i] := format('$.role: must be member of role "%s"', coalesce(e->>'role', caller::regrole::text));
         ELSIF EXISTS (SELECT FROM swarm._agent a WHERE a.owner = owners[i] AND a.name = names[i] AND a.state NOT IN ('stopped', 'failed')) THEN
             errors[i] := format('$.name: agent "%s" exists already', names[i]);
