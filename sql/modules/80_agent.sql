@@ -523,7 +523,9 @@ DECLARE
 BEGIN
     RETURN jsonb_build_object('query', swarm.query_start('llm', coalesce(task->>'text', task#>>'{}'), settings->>'model',
         coalesce(settings->>'permission_mode', 'default'), metadata => jsonb_strip_nulls(jsonb_build_object(
-            'system', settings->'prompt', 'tools', settings->'tools', 'agent', (agent).id::text, 'task', (agent).task::text))));
+            'system', settings->'prompt', 'tools', (SELECT jsonb_agg(t->'name') FROM jsonb_array_elements(settings->'tools') t),
+            'budget_tokens', settings->'budget'->'max_tokens', 'budget_usd', settings->'budget'->'max_cost',
+            'max_turns', settings->'budget'->'max_turns', 'agent', (agent).id::text, 'task', (agent).task::text))));
 END $$;
 
 -- ---------------------------------------------------------------------
@@ -546,6 +548,13 @@ CREATE FUNCTION swarm._agent_task_rank(priority swarm.priority, at timestamptz) 
 LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 SELECT CASE WHEN priority = 'critical' THEN '2000-01-01 00:00:00+00'::timestamptz + (at - '2020-01-01 00:00:00+00'::timestamptz) / 1000000
        ELSE at - CASE priority WHEN 'high' THEN 2 WHEN 'medium' THEN 1 ELSE 0 END * current_setting('pg_swarm.job_ageing')::interval END
+$$;
+
+-- Do the agents of one role get tasks of another without being asked for by
+-- number? A superuser's tasks are no business of everybody's handlers.
+CREATE FUNCTION swarm._agent_shares(caller oid, owner oid) RETURNS boolean
+LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+SELECT caller = owner OR (pg_has_role(caller, owner, 'MEMBER') AND NOT (SELECT r.rolsuper FROM pg_roles r WHERE r.oid = caller))
 $$;
 
 -- Agents that the caller may give a task to, the best first, with what makes
@@ -576,7 +585,7 @@ BEGIN
                     ELSE greatest(0, 1 - swarm.cosine_distance(asked, y.embedding)) END::float8 AS meaning
         FROM swarm._agent_set s JOIN swarm._agent_type y ON y.name = s.type
         WHERE s.capabilities @> wanted AND (only_type IS NULL OR s.type = only_type)
-          AND pg_has_role(caller, s.owner::oid, 'MEMBER')),
+          AND swarm._agent_shares(caller, s.owner::oid)),
     candidates AS (
         SELECT a.*, sets.match, sets.meaning
         FROM sets, LATERAL ((SELECT * FROM swarm._agent i WHERE i.set = sets.id AND i.state = 'idle' ORDER BY i.last_used LIMIT lim)
@@ -619,7 +628,7 @@ BEGIN
     FOR w IN SELECT t.* FROM swarm._agent_task t WHERE t.agent IS NULL AND t.state = 'queued' ORDER BY t.rank FOR UPDATE SKIP LOCKED LOOP
         SELECT a.id INTO best FROM swarm._agent a JOIN swarm._agent_set s ON s.id = a.set
         WHERE a.id = ANY (agents) AND s.capabilities @> w.capabilities AND (w.type IS NULL OR w.type = s.type)
-          AND pg_has_role(w.submitter::oid, s.owner::oid, 'MEMBER')
+          AND swarm._agent_shares(w.submitter::oid, s.owner::oid)
         ORDER BY (SELECT count(*) FROM swarm._agent_task q WHERE q.agent = a.id AND q.state = 'queued'), a.id LIMIT 1;
         IF FOUND THEN
             PERFORM swarm._agent_assign(w.id, best);
@@ -686,9 +695,9 @@ BEGIN
     t.pinned := task ? 'agent';
     IF task ? 'agent' THEN
         SELECT * INTO a FROM swarm._agent o
-        WHERE CASE jsonb_typeof(task->'agent') WHEN 'number' THEN o.id = (task->>'agent')::bigint
-              ELSE o.name = task->>'agent' AND o.state NOT IN ('stopped', 'failed') END
-          AND pg_has_role(caller, o.owner::oid, 'MEMBER') ORDER BY (o.owner = caller) DESC, o.id LIMIT 1;
+        WHERE CASE jsonb_typeof(task->'agent') WHEN 'number' THEN o.id = (task->>'agent')::bigint AND pg_has_role(caller, o.owner::oid, 'MEMBER')
+              ELSE o.name = task->>'agent' AND o.state NOT IN ('stopped', 'failed') AND swarm._agent_shares(caller, o.owner::oid) END
+        ORDER BY (o.owner = caller) DESC, o.id LIMIT 1;
         IF NOT FOUND THEN
             RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('agent %s does not exist', task->'agent');
         ELSIF a.state IN ('stopped', 'stopping') THEN
@@ -928,7 +937,8 @@ BEGIN
     timeout_us := coalesce(extract(epoch FROM least(t.timeout, (y.spec->'budget'->>'max_task_time')::interval,
                                                     CASE WHEN t.deadline IS NOT NULL THEN greatest(t.deadline - swarm._now(), '1 ms') END))
                            * 1000000, 0);
-    read_only := coalesce(y.spec->>'permission_mode' = 'plan', false);
+    -- a model's tools are held to the mode by module llm, and query_start() writes
+    read_only := coalesce(y.spec->>'permission_mode' = 'plan', false) AND NOT y.spec ? 'model';
 END $$;
 
 -- What comes before a task; why it must not begin, or NULL. code BREAK: its
@@ -953,7 +963,7 @@ BEGIN
                     swarm._protocol_phase(a, t, 'before', NULL));
 END $$;
 
--- The end of a task, or of an attempt of it; nothing if it was taken away.
+-- The end of a task, or of an attempt of it. Errors: 40001 done, but taken away.
 CREATE FUNCTION swarm._agent_done(agent_id bigint, task_id bigint, result jsonb, error text, state text, us bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
@@ -968,6 +978,10 @@ BEGIN
     SELECT * INTO t FROM swarm._agent_task o WHERE o.id = task_id FOR UPDATE;
     IF a.task IS DISTINCT FROM task_id OR t.state IS DISTINCT FROM 'running' OR t.agent IS DISTINCT FROM agent_id
        OR a.state NOT IN ('busy', 'stopping') THEN
+        IF error IS NULL THEN
+            -- somebody else does it: what the handler has written must not count
+            RAISE EXCEPTION USING ERRCODE = 'serialization_failure', MESSAGE = 'the task was taken away';
+        END IF;
         RETURN;
     END IF;
     IF error IS NULL THEN
@@ -1131,7 +1145,9 @@ BEGIN
             errors[i] := format('$.name: there are two agents "%s" in this call', names[i]);
         ELSIF y.name IS NULL THEN
             errors[i] := format('$.type: type of agents "%s" does not exist', types[i]);
-        ELSIF owners[i] = 0 OR NOT pg_has_role(caller, owners[i], 'MEMBER') THEN
+        ELSIF owners[i] = 0 OR NOT pg_has_role(caller, owners[i],
+            -- from 16 on, membership need not allow SET ROLE
+            CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END) THEN
             errors[i] := format('$.role: must be member of role "%s"', coalesce(e->>'role', caller::regrole::text));
         ELSIF EXISTS (SELECT FROM swarm._agent a WHERE a.owner = owners[i] AND a.name = names[i] AND a.state NOT IN ('stopped', 'failed')) THEN
             errors[i] := format('$.name: agent "%s" exists already', names[i]);

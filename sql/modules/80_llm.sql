@@ -528,7 +528,8 @@ END $$;
 -- swarm.tool_create(name, function, class, description): offer a function to
 -- models. class: read (runs in a read-only transaction), write, destructive.
 -- Errors: 22023 class, name or unnamed arguments, 42501 not allowed to execute
--- the function or the tool is another role's. Writes _llm_tool.
+-- the function or the tool is another role's, 42725 the function is overloaded.
+-- Writes _llm_tool.
 CREATE FUNCTION swarm._tool_create(caller oid, name text, function regproc, class text, description text) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
@@ -546,6 +547,11 @@ BEGIN
     END IF;
     IF NOT has_function_privilege(caller, function, 'EXECUTE') THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = format('permission denied for function %s', function);
+    END IF;
+    IF EXISTS (SELECT FROM pg_proc p JOIN pg_proc o ON o.proname = p.proname AND o.pronamespace = p.pronamespace AND o.oid <> p.oid
+               WHERE p.oid = function) THEN
+        RAISE EXCEPTION USING ERRCODE = 'ambiguous_function', MESSAGE = format('function %s is overloaded', function::oid::regprocedure),
+            HINT = 'A tool is called by name: its function must be the only one of that name in its schema.';
     END IF;
     IF EXISTS (SELECT FROM swarm._llm_tool t WHERE t.name = name AND NOT pg_has_role(caller, t.owner::oid, 'USAGE')) THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = format('must be owner of tool "%s"', name);
@@ -611,6 +617,11 @@ BEGIN
     BEGIN
         IF read_only THEN
             PERFORM pg_catalog.set_config('transaction_read_only', 'on', true);
+        END IF;
+        -- the call names the function: an overload that fits better would run instead
+        IF EXISTS (SELECT FROM pg_catalog.pg_proc o WHERE o.proname OPERATOR(pg_catalog.=) p.proname
+                   AND o.pronamespace OPERATOR(pg_catalog.=) p.pronamespace AND o.oid OPERATOR(pg_catalog.<>) p.oid) THEN
+            RAISE EXCEPTION USING ERRCODE = 'ambiguous_function', MESSAGE = 'function of the tool is overloaded';
         END IF;
         EXECUTE pg_catalog.format(
             'SELECT pg_catalog.jsonb_agg(v) FROM (SELECT pg_catalog.to_jsonb(f) AS v FROM %s %I.%I(%s) AS f LIMIT 200) s',
@@ -890,6 +901,10 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp 
 DECLARE
     c swarm._llm_conversation := swarm._llm_own(caller, conversation);
 BEGIN
+    -- its job has ended without a word
+    IF c.state IN ('waiting', 'running') AND NOT EXISTS (SELECT FROM swarm._job j WHERE j.id = c.job) THEN
+        c.state := swarm._llm_move(conversation, 'fail');
+    END IF;
     IF c.state NOT IN ('paused', 'failed') THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('cannot resume conversation %s in state %s', conversation, c.state);
@@ -987,7 +1002,9 @@ DECLARE
     body jsonb := jsonb_build_object('model', coalesce(m.remote_name, m.name), 'stream', true, 'max_tokens', max_tokens);
     messages jsonb;
     tools jsonb;
-    params jsonb := m.params || coalesce(c.options->'params', '{}');
+    -- what the budget has reserved for is no matter of the conversation's options
+    params jsonb := m.params || (coalesce(c.options->'params', '{}')
+        - '{max_tokens,max_completion_tokens,max_output_tokens,n,best_of,stream_options,service_tier}'::text[]);
 BEGIN
     SELECT jsonb_agg(CASE dialect WHEN 'anthropic'
         THEN jsonb_build_object('name', t.name, 'description', t.description, 'input_schema', t.schema)

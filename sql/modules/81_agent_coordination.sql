@@ -99,7 +99,11 @@ BEGIN
     INSERT INTO swarm._hook AS h (event, phase, handler, owner, priority, timeout)
     VALUES (_hook_create.event, _hook_create.phase, qualified, caller, _hook_create.priority, _hook_create.timeout)
     ON CONFLICT (event, phase, handler) DO UPDATE SET priority = EXCLUDED.priority, timeout = EXCLUDED.timeout, owner = EXCLUDED.owner
+    WHERE pg_has_role(caller, h.owner::oid, 'MEMBER')
     RETURNING h.id INTO hook;
+    IF hook IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = 'must be owner of the hook';
+    END IF;
     RETURN hook;
 END $$;
 
@@ -807,9 +811,14 @@ END $$;
 CREATE FUNCTION swarm._agent_progress(caller oid, agent_id bigint, fraction float8, message text) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    a swarm._agent := swarm._agent_get(caller, agent_id);
+    a swarm._agent;
     t swarm._agent_task;
 BEGIN
+    -- not locked until the task ends: agent_kill() must not wait for it
+    SELECT * INTO a FROM swarm._agent o WHERE o.id = agent_id;
+    IF a.id IS NULL OR NOT pg_has_role(caller, a.owner::oid, 'MEMBER') THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('agent %s does not exist', coalesce(agent_id::text, 'NULL'));
+    END IF;
     SELECT * INTO t FROM swarm._agent_task o WHERE o.id = a.task AND o.state = 'running';
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state', MESSAGE = format('agent %s has no task', agent_id);

@@ -5,7 +5,12 @@
  *
  * Agents' handlers, hooks and the steps of protocols all go through here.
  * Who calls has other rights than the function's, so the function can neither
- * SET ROLE nor leave settings behind, and its error is its own.
+ * SET ROLE nor leave settings behind, and its error is its own.  For another
+ * role than the current one nothing of it may be left to the transaction's end
+ * either (cursors WITH HOLD, deferred triggers), which has other rights.
+ *
+ * Calls nest, as a handler's statements call hooks.  There is one timer: the
+ * inner call's is never later than the outer one's, which is set again after.
  */
 #include "postgres.h"
 
@@ -75,11 +80,23 @@ swarm_agent_call(Oid role, Oid proc, Datum task, Datum agent,
 	ErrorData  *volatile edata = NULL;
 	instr_time	start,
 				end;
-	bool		limited = timeout_us > 0;
+	bool		outer_timed_out;
+	bool		timed_out;
+	TimestampTz outer = DT_NOEND;	/* when the call around this one must end */
+	TimestampTz finish;
 
 	memset(call, 0, sizeof(*call));
-	if (limited && call_timeout == MAX_TIMEOUTS)
+	if (call_timeout == MAX_TIMEOUTS)
 		call_timeout = RegisterTimeout(USER_TIMEOUT, on_timeout);
+	if (get_timeout_active(call_timeout))
+	{
+		outer = get_timeout_finish_time(call_timeout);
+		disable_timeout(call_timeout, false);
+	}
+	outer_timed_out = call_timed_out;
+	finish = outer;
+	if (timeout_us > 0)
+		finish = Min(outer, GetCurrentTimestamp() + Max(timeout_us, 1000));
 	INSTR_TIME_SET_CURRENT(start);
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
@@ -95,15 +112,15 @@ swarm_agent_call(Oid role, Oid proc, Datum task, Datum agent,
 		swarm_agent_check_call(role, proc);
 		(void) set_config_option("row_security", "on", PGC_USERSET, PGC_S_SESSION,
 								 GUC_ACTION_SAVE, true, 0, false);
-		SetUserIdAndSecContext(role, sec_context | SECURITY_LOCAL_USERID_CHANGE);
-		if (limited)
-			enable_timeout_after(call_timeout, (int) Min(Max(timeout_us / 1000, 1), INT_MAX));
+		SetUserIdAndSecContext(role, sec_context | SECURITY_LOCAL_USERID_CHANGE |
+							   (role != user ? SECURITY_RESTRICTED_OPERATION : 0));
+		if (finish != DT_NOEND)
+			enable_timeout_at(call_timeout, finish);
 		if (read_only)
 			XactReadOnly = true;	/* until the end of the subtransaction */
 		SWARM_FAULT("agent.call");
 		result = call_function(proc, task, agent);
-		if (limited)
-			disable_timeout(call_timeout, false);
+		disable_timeout(call_timeout, false);
 		if (call_timed_out)		/* and caught by the function */
 			ereport(ERROR,
 					(errcode(ERRCODE_QUERY_CANCELED), errmsg("the call was interrupted")));
@@ -119,8 +136,7 @@ swarm_agent_call(Oid role, Oid proc, Datum task, Datum agent,
 		MemoryContextSwitchTo(context);
 		edata = CopyErrorData();
 		FlushErrorState();
-		if (limited)
-			disable_timeout(call_timeout, false);
+		disable_timeout(call_timeout, false);
 		RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_END_TRY();
@@ -129,13 +145,18 @@ swarm_agent_call(Oid role, Oid proc, Datum task, Datum agent,
 	INSTR_TIME_SET_CURRENT(end);
 	INSTR_TIME_SUBTRACT(end, start);
 	call->us = INSTR_TIME_GET_MICROSEC(end);
+	timed_out = call_timed_out;
+	if (timed_out)
+		QueryCancelPending = false;
+	call_timed_out = outer_timed_out || (timed_out && finish == outer);
+	if (outer != DT_NOEND)
+		enable_timeout_at(call_timeout, outer); /* at once if that is over */
+	if (edata != NULL && edata->sqlerrcode == ERRCODE_QUERY_CANCELED && (!timed_out || finish == outer))
+		ReThrowError(edata);
 	if (edata == NULL)
 		return;
-	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED && !call_timed_out)
-		ReThrowError(edata);
-	if (call_timed_out)
+	if (timed_out)
 	{
-		QueryCancelPending = false;
 		call->timed_out = true;
 		call->error = psprintf("ran longer than its timeout of %g s", timeout_us / 1e6);
 	}

@@ -53,6 +53,7 @@ typedef struct Task
 } Task;
 
 static void work(int64 agent, MemoryContext context);
+static bool is_ours(int64 agent);
 static bool take(int64 agent, MemoryContext context, Task *task);
 static bool has_work(int64 agent);
 static void run_task(int64 agent, Task *task, MemoryContext context);
@@ -103,6 +104,8 @@ work(int64 agent, MemoryContext context)
 {
 	bool		locked = false;
 
+	if (!is_ours(agent))
+		return;
 	for (int n = 0; n < TASKS_A_JOB;)
 	{
 		Task		task;
@@ -132,6 +135,24 @@ work(int64 agent, MemoryContext context)
 	}
 	if (has_work(agent))
 		again(agent);
+}
+
+/*
+ * is_ours: is it an agent of the job's role?  A job of another must not even
+ * hold its lock.
+ */
+static bool
+is_ours(int64 agent)
+{
+	SwarmSpi	spi;
+	Oid			types[] = {INT8OID, OIDOID};
+	Datum		values[] = {Int64GetDatum(agent), ObjectIdGetDatum(GetUserId())};
+	bool		ours;
+
+	swarm_spi_begin(&spi);
+	ours = swarm_spi_query("SELECT FROM swarm._agent WHERE id = $1 AND owner = $2", 2, types, values, NULL) > 0;
+	swarm_spi_end(&spi);
+	return ours;
 }
 
 /*

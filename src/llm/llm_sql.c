@@ -35,7 +35,7 @@ SWARM_FORWARD(forward_and_run, llm_approve);
 
 /*
  * forward_and_run: the private function returns the conversation that wants a
- * job, or NULL.  The job is the caller's.
+ * job, or NULL.
  */
 static Datum
 forward_and_run(FunctionCallInfo fcinfo, const char *name, SPIPlanPtr *plan)
@@ -50,19 +50,33 @@ forward_and_run(FunctionCallInfo fcinfo, const char *name, SPIPlanPtr *plan)
 	PG_RETURN_INT64(conversation);
 }
 
+/*
+ * enqueue: the job of a conversation, which is its owner's, whoever of his
+ * role's members lets it go on.
+ */
 static void
 enqueue(int64 conversation)
 {
 	Oid			types[] = {INT8OID, INT8OID};
 	Datum		values[] = {Int64GetDatum(conversation), 0};
 	bool		isnull;
+	Oid			owner;
+	Oid			user;
+	int			sec_context;
 	SwarmSpi	spi;
 
+	swarm_spi_begin(&spi);
+	(void) swarm_spi_query("SELECT owner FROM swarm._llm_conversation WHERE id = $1", 1, types, values, NULL);
+	owner = DatumGetObjectId(swarm_spi_column(0, 1, &isnull));
+	swarm_spi_end(&spi);
+	GetUserIdAndSecContext(&user, &sec_context);
 	SPI_connect();
+	SetUserIdAndSecContext(owner, sec_context | SECURITY_LOCAL_USERID_CHANGE);
 	if (SPI_execute_with_args("SELECT swarm.job_enqueue('llm', pg_catalog.jsonb_build_object('conversation', $1), "
 							  "max_attempts => 20, timeout => NULL)",
 							  1, types, values, NULL, false, 1) != SPI_OK_SELECT || SPI_processed != 1)
 		elog(ERROR, "could not enqueue the job of conversation " INT64_FORMAT, conversation);
+	SetUserIdAndSecContext(user, sec_context);
 	values[1] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 	values[1] = Int64GetDatum(DatumGetInt64(values[1]));
 	SPI_finish();

@@ -22,6 +22,7 @@ BEGIN
         EXECUTE 'SET ROLE ' || (task->>'role');
     ELSIF task ? 'progress' THEN
         PERFORM swarm.agent_progress(agent.id, 0.5, 'half');
+        PERFORM pg_sleep((task->'sleep')::int);
     END IF;
     RETURN task || jsonb_build_object('user', current_user);
 END $$;
@@ -31,13 +32,16 @@ CREATE FUNCTION agent_coord.id(text) RETURNS bigint LANGUAGE sql STABLE AS $$SEL
 
 -- Roles: an agent works as its role, and cannot become another.
 SELECT name, status FROM swarm.agent_spawn('[{"type": "agent_coord", "name": "a", "role": "regress_agent_a"}, {"type": "agent_coord", "name": "b", "role": "regress_agent_b"}]', timeout => '60 s');
-SELECT swarm.task_submit('{"agent": "a", "task": {}}') AS task \gset
-SELECT state, result FROM swarm.task_wait(:task, '60 s');
-SELECT swarm.task_submit('{"agent": "a", "task": {"role": "regress_agent_b"}}') AS task \gset
-SELECT state, error FROM swarm.task_wait(:task, '60 s');
-SELECT swarm.task_submit('{"agent": "a", "task": {"role": "NONE"}}') AS task \gset
-SELECT state, error FROM swarm.task_wait(:task, '60 s');
+-- a superuser's task goes to another role's agent only if he says so, by number
+SELECT swarm.task_submit('{"agent": "a", "task": {}}');
+SELECT count(*) FROM swarm.agent_find('{agent_coord}');
 SELECT agent_coord.id('a') AS a, agent_coord.id('b') AS b \gset
+SELECT swarm.task_submit(jsonb_build_object('agent', :a, 'task', '{}'::jsonb)) AS task \gset
+SELECT state, result FROM swarm.task_wait(:task, '60 s');
+SELECT swarm.task_submit(jsonb_build_object('agent', :a, 'task', '{"role": "regress_agent_b"}'::jsonb)) AS task \gset
+SELECT state, error FROM swarm.task_wait(:task, '60 s');
+SELECT swarm.task_submit(jsonb_build_object('agent', :a, 'task', '{"role": "NONE"}'::jsonb)) AS task \gset
+SELECT state, error FROM swarm.task_wait(:task, '60 s');
 SET ROLE regress_agent_a;
 SELECT name FROM swarm.agents;
 SELECT DISTINCT owner FROM swarm.agent_tasks;
@@ -130,6 +134,23 @@ SELECT swarm.hook_enable(:refuse, false);
 SELECT swarm.task_submit('{"agent": "m6", "task": {"bad": true}}') AS task \gset
 SELECT state FROM swarm.task_wait(:task, '60 s');
 SELECT swarm.hook_drop(id) FROM swarm.hook_stat WHERE handler ~ '^agent_coord';
+-- a call within a handler's call leaves the handler its timeout
+SELECT swarm.hook_create('progress', 'before', 'agent_coord.look', timeout => '1 min') AS look \gset
+SELECT swarm.task_submit('{"agent": "m6", "timeout": "300 ms", "task": {"progress": 1, "sleep": 3600}}') AS task \gset
+SELECT state, error FROM swarm.task_wait(:task, '60 s');
+-- whose hook it is; it leaves nothing to the end of a transaction with other rights
+GRANT EXECUTE ON FUNCTION swarm.hook_create(text, text, regproc, int, interval) TO regress_agent_a;
+CREATE FUNCTION agent_coord.hold(data jsonb) RETURNS void LANGUAGE plpgsql AS $$BEGIN EXECUTE 'DECLARE agent_coord_held CURSOR WITH HOLD FOR SELECT 1'; END$$;
+SET ROLE regress_agent_a;
+SELECT swarm.hook_create('progress', 'before', 'agent_coord.look');
+SELECT swarm.hook_create('task_submit', 'before', 'agent_coord.hold', timeout => '1 min') > 0 AS id;
+RESET ROLE;
+REVOKE EXECUTE ON FUNCTION swarm.hook_create(text, text, regproc, int, interval) FROM regress_agent_a;
+SELECT swarm.task_submit('{"agent": "m6", "task": {}}') AS task \gset
+SELECT state FROM swarm.task_wait(:task, '60 s');
+SELECT count(*) FROM pg_cursors WHERE name = 'agent_coord_held';
+SELECT owner, calls, failures FROM swarm.hook_stat WHERE handler = 'agent_coord.hold';
+SELECT count(swarm.hook_drop(id)) AS dropped FROM swarm.hook_stat WHERE handler ~ '^agent_coord';
 -- at the other operations
 CREATE FUNCTION agent_coord.never(data jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT jsonb_build_object('veto', data->>'event')$$;
 SELECT count(swarm.hook_create(event, 'before', 'agent_coord.never', timeout => '1 min')) FROM swarm._hook_events() WHERE event NOT IN ('task', 'progress');

@@ -78,6 +78,24 @@ SELECT swarm.tool_create('a tool', 'pg_catalog.now');
 SELECT swarm.tool_create('t', 'pg_catalog.now', 'magic');
 SELECT swarm.tool_create('t', 'pg_catalog.now', 'read', 'the time');
 SELECT name, function, class, description, schema FROM swarm.tools WHERE name = 't';
+-- the call of a tool names its function, so that there must be only one
+SELECT swarm.tool_create('u', 'pg_catalog.lower(text)'::regprocedure::regproc);
+CREATE FUNCTION pg_temp.llm_double(a int, b int = 2) RETURNS int LANGUAGE sql AS 'SELECT a * b';
+SELECT * FROM swarm._llm_tool_execute('pg_temp.llm_double'::regproc, '{"a": 3}', false);
+CREATE FUNCTION pg_temp.llm_double(a int) RETURNS text LANGUAGE sql AS 'SELECT current_user::text';
+SELECT * FROM swarm._llm_tool_execute('pg_temp.llm_double(int,int)'::regprocedure, '{"a": 3}', false);
+-- options do not change what a budget reserves for
+SELECT swarm._llm_body(jsonb_populate_record(NULL::swarm._llm_conversation,
+    '{"id": 0, "tools": [], "options": {"params": {"max_tokens": 9, "max_completion_tokens": 9, "n": 9, "stream_options": null, "top_k": 9}}}'), m, d, 5)
+    - 'model' AS body
+FROM swarm.models m, unnest('{anthropic,openai}'::text[]) d WHERE m.name = 'claude-3-opus-20240229';
+-- an agent asks a model with the tools and the budget of its type
+BEGIN;
+SELECT swarm._agent_run_model('"hello"', jsonb_populate_record(NULL::swarm.agent, '{"id": 1, "task": 2, "settings": {"model": "fast", "tools": [{"name": "t"}],
+    "budget": {"max_tokens": 10, "max_cost": 0.5, "max_turns": 3}}}'))->>'query' AS query \gset
+SELECT swarm._llm_of_query(:query) AS conversation \gset
+SELECT tools, options FROM swarm._llm_conversation WHERE id = :conversation;
+ROLLBACK;
 SELECT swarm.tool_drop('t');
 SELECT swarm.tool_drop('t');
 
