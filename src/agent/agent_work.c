@@ -72,11 +72,12 @@ SWARM_FUNCTION(swarm_agent_work);
 Datum
 swarm_agent_work(PG_FUNCTION_ARGS)
 {
-	HeapTupleHeader row = PG_GETARG_HEAPTUPLEHEADER(0);
-	bool		isnull;
-	Jsonb	   *args = DatumGetJsonbP(GetAttributeByNum(row, JOB_ARGS, &isnull));
+	bool		isnull = true;	/* anybody may call it with anything */
+	Datum		datum = PG_ARGISNULL(0) ? (Datum) 0 :
+	GetAttributeByNum(PG_GETARG_HEAPTUPLEHEADER(0), JOB_ARGS, &isnull);
+	Jsonb	   *args = isnull ? NULL : DatumGetJsonbP(datum);
 	JsonbValue	buffer;
-	JsonbValue *agent = JB_ROOT_IS_OBJECT(args) ?
+	JsonbValue *agent = args != NULL && JB_ROOT_IS_OBJECT(args) ?
 	getKeyJsonValueFromContainer(&args->root, "agent", 5, &buffer) : NULL;
 	MemoryContext before = CurrentMemoryContext;
 	MemoryContext context;

@@ -106,18 +106,17 @@ SWARM_FUNCTION(swarm_memory_fill);
 Datum
 swarm_memory_fill(PG_FUNCTION_ARGS)
 {
-	HeapTupleHeader row = PG_GETARG_HEAPTUPLEHEADER(0);
 	MemoryContext before = CurrentMemoryContext;
 	Fill	   *fill;
 	Jsonb	   *args;
 	bool		isnull;
 
-	if (MyBackendType != B_BG_WORKER || fcinfo->context == NULL ||
+	if (PG_ARGISNULL(0) || MyBackendType != B_BG_WORKER || fcinfo->context == NULL ||
 		!IsA(fcinfo->context, CallContext) || ((CallContext *) fcinfo->context)->atomic)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("only a runner can fill a namespace from its origin")));
-	args = DatumGetJsonbP(GetAttributeByNum(row, JOB_ARGS, &isnull));
+	args = DatumGetJsonbP(GetAttributeByNum(PG_GETARG_HEAPTUPLEHEADER(0), JOB_ARGS, &isnull));
 	fill = MemoryContextAllocZero(before, sizeof(Fill));
 	fill->context = AllocSetContextCreate(before, "pg_swarm fill", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(fill->context);

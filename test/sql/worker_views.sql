@@ -63,3 +63,11 @@ SELECT oid::regclass FROM pg_class WHERE relnamespace = 'swarm'::regnamespace AN
 SELECT oid::regprocedure AS loose FROM pg_proc WHERE pronamespace = 'swarm'::regnamespace
     AND prolang IN (SELECT oid FROM pg_language WHERE lanname IN ('sql', 'plpgsql'))
     AND prosqlbody IS NULL AND NOT coalesce(proconfig::text LIKE '%search_path=pg_catalog, pg_temp%', false) ORDER BY 1;
+
+-- handlers of the extension's own kinds are for runners, whatever they are given
+CALL swarm._s3_run(NULL);
+CALL swarm._llm_run(NULL);
+CALL swarm._memory_fill(NULL);
+CALL swarm._agent_work(NULL);
+CALL swarm._agent_work(ROW(NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL)::swarm.job);
+SELECT swarm._query_run(ROW(NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL)::swarm.job);
