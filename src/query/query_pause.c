@@ -427,8 +427,8 @@ start(QueryDesc *desc, int flags)
 		else if (swarm_query_control && MyBackendType == B_BACKEND && !RecoveryInProgress())
 		{
 			/*
-			 * A session that the scheduler shall give an id.  It belongs to who
-			 * has logged in: what SET ROLE gives comes and goes.
+			 * A session that the scheduler shall give an id.  It belongs to
+			 * who has logged in: what SET ROLE gives comes and goes.
 			 */
 			swarm_query_attach(0, SWARM_KIND_SESSION, MyProc->roleId, false);
 			swarm_query_wake_scheduler(MyDatabaseId);

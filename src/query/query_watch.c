@@ -105,7 +105,11 @@ watch(void)
 	seen = swarm_query_watch_count();
 	end_pauses();
 	end_obstinate();
-	/* whoever changes a query in a long transaction must not stop the scheduler */
+
+	/*
+	 * whoever changes a query in a long transaction must not stop the
+	 * scheduler
+	 */
 	(void) set_config_option("lock_timeout", "200ms", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);
 	name_sessions();
