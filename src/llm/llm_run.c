@@ -97,6 +97,11 @@ swarm_llm_job(PG_FUNCTION_ARGS)
 	r.job = DatumGetInt64(GetAttributeByNum(row, JOB_ID, &isnull));
 	values[0] = ObjectIdGetDatum(GetUserId());
 	values[1] = GetAttributeByNum(row, JOB_ARGS, &isnull);
+	if (isnull)
+	{
+		MemoryContextDelete(r.context);
+		PG_RETURN_NULL();
+	}
 	values[2] = Int64GetDatum(r.job);
 	swarm_spi_begin(&spi);
 	swarm_spi_execute("SELECT swarm._llm_begin($1, $2, $3)", 3, types, values, NULL);

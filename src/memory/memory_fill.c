@@ -109,6 +109,7 @@ swarm_memory_fill(PG_FUNCTION_ARGS)
 	MemoryContext before = CurrentMemoryContext;
 	Fill	   *fill;
 	Jsonb	   *args;
+	Datum		datum;
 	bool		isnull;
 
 	if (PG_ARGISNULL(0) || MyBackendType != B_BG_WORKER || fcinfo->context == NULL ||
@@ -116,7 +117,10 @@ swarm_memory_fill(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("only a runner can fill a namespace from its origin")));
-	args = DatumGetJsonbP(GetAttributeByNum(PG_GETARG_HEAPTUPLEHEADER(0), JOB_ARGS, &isnull));
+	datum = GetAttributeByNum(PG_GETARG_HEAPTUPLEHEADER(0), JOB_ARGS, &isnull);
+	if (isnull)
+		PG_RETURN_NULL();
+	args = DatumGetJsonbP(datum);
 	fill = MemoryContextAllocZero(before, sizeof(Fill));
 	fill->context = AllocSetContextCreate(before, "pg_swarm fill", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(fill->context);

@@ -52,7 +52,8 @@ run_job(FunctionCallInfo fcinfo)
 	HeapTupleHeader row = PG_GETARG_HEAPTUPLEHEADER(0);
 	bool		isnull;
 	int64		job = DatumGetInt64(GetAttributeByNum(row, JOB_ID, &isnull));
-	Jsonb	   *args = DatumGetJsonbP(GetAttributeByNum(row, JOB_ARGS, &isnull));
+	Datum		datum = GetAttributeByNum(row, JOB_ARGS, &isnull);
+	Jsonb	   *args = isnull ? NULL : DatumGetJsonbP(datum);
 	char	   *batch_text = swarm_json_text(args, "batch");
 	char	   *clean = swarm_json_text(args, "clean");
 	int64		batch;
