@@ -437,13 +437,13 @@ more(IndexScanDesc desc)
 static void
 take_best(SwarmScan *scan)
 {
-	scan->round = scan->search->best.count;
-	scan->farthest = scan->round > 0 ?
+	scan->farthest = scan->search->best.count > 0 ?
 		scan->search->best.items[0].distance : INFINITY;
 	scan->rest_taken = false;
 	for (int i = 0; i < scan->search->best.count; i++)
 		swarm_hnsw_push_min(&scan->waiting, scan->search->best.items[i]);
 	scan->search->best.count = 0;
+	scan->round = scan->waiting.count;
 }
 
 /*
@@ -508,7 +508,8 @@ next_candidate(IndexScanDesc desc, SwarmCandidate *c)
 				 scan->farthest - scan->slack < scan->ready.items[0].distance &&
 				 take_rest(scan))
 			continue;
-		else if (scan->phase == PHASE_GRAPH && scan->round == 0 && more(desc))
+		else if (scan->phase == PHASE_GRAPH && scan->rest_taken &&
+				 scan->round <= 0 && more(desc))
 			continue;
 		else if (scan->ready.count > 0)
 		{
