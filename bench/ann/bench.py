@@ -28,6 +28,7 @@ SETTINGS = ["max_wal_size=8GB", "shared_preload_libraries=", "autovacuum=off", "
             "max_parallel_workers_per_gather=0", "max_parallel_maintenance_workers=0", "max_worker_processes=16", "track_io_timing=on"]
 BATCH, SINGLE, K = (1000, 200, 10) if QUICK else (10000, 1000, 10)
 TARGETS = (0.95, 0.975, 0.99)
+STORAGE = os.environ.get("ANN_STORAGE")
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -152,6 +153,8 @@ class Engine:
                 if self.spec["extension"]:
                     c.do(f"CREATE EXTENSION {self.spec['extension']}")
                 c.do(self.text("CREATE TABLE t (id int4 PRIMARY KEY, v " + self.spec["type"] + " NOT NULL)"))
+                if STORAGE:
+                    c.do(f"ALTER TABLE t ALTER v SET STORAGE {STORAGE}")
                 for s in range(0, self.data.rows, 20000):
                     self.copier(c, self.data.base[s:s + 20000], s)()
                 c.do("VACUUM (FREEZE, ANALYZE) t")
