@@ -188,7 +188,7 @@ swarm_job_cancel(PG_FUNCTION_ARGS)
 
 	end.error = reason ? reason : "cancelled";
 	attempts_so_far(id, &end);
-	if (!swarm_job_end(&row, &end, SWARM_READY_TOUCHED))
+	if (!swarm_job_end(&row, &end))
 		PG_RETURN_BOOL(false);
 	swarm_job_ring_ended(id, SWARM_JOB_CANCELLED);
 	PG_RETURN_BOOL(true);
@@ -271,7 +271,7 @@ swarm_job_retry(PG_FUNCTION_ARGS)
 	PreventCommandDuringRecovery("job_retry()");
 	CommandCounterIncrement();
 	check_visible(id);
-	if (!swarm_job_fetch(id, &row))
+	if (!swarm_job_fetch(id, &row) || !swarm_job_keep_live(&row))
 	{
 		retry_finished(id);
 		PG_RETURN_VOID();
@@ -312,7 +312,6 @@ ring_due_now(void *item)
 	{
 		swarm_entry_unlist(shard, e);
 		e->job.due = told->due;
-		e->job.flags |= SWARM_READY_TOUCHED;
 		swarm_entry_place(shard, e, false);
 	}
 	else if (e != NULL && e->state == ENTRY_CLAIMED)
