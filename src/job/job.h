@@ -201,6 +201,7 @@ typedef struct SwarmShard
 	int			scheduler_pid;	/* 0 = none */
 	Latch	   *scheduler_latch;
 	TimestampTz scheduler_since;
+	uint32		scheduler_wakes;	/* counts calls of swarm_shard_wake_scheduler() */
 	TimestampTz restart_at;		/* not before */
 	int			restarts;		/* in a row, for the backoff */
 	bool		starting;		/* registered, not yet attached */
@@ -214,6 +215,8 @@ typedef struct SwarmShard
 	/* runners */
 	dlist_head	idle;
 	int			runners;		/* started or starting */
+	int			failed_starts;	/* in a row, of runners that could not begin */
+	TimestampTz start_after;	/* none is started before, then */
 	int			extra;			/* the same, for critical jobs only */
 	bool		want_runner;
 
@@ -234,6 +237,7 @@ typedef struct SwarmShard
 	int			suspects_running;
 	int			leased;			/* entries that outside workers have */
 	pairingheap timers;
+	TimestampTz ticked;			/* when they were looked at last */
 	int			ntimers;
 
 	/* background work that is no job: job_chore.c */
@@ -406,10 +410,13 @@ extern bool swarm_job_end(const SwarmJobRow *row, const SwarmJobEnd *end,
 
 /*
  * Record a failed attempt: the job's next one is due at `run_at`; `crashed`:
- * it ran when the server crashed.
+ * it ran when the server crashed.  False: somebody has ended it.
  */
-extern void swarm_job_record_attempt(int64 id, int attempts, TimestampTz run_at,
+extern bool swarm_job_record_attempt(int64 id, int attempts, TimestampTz run_at,
 									 const char *error, bool crashed);
+
+/* Nobody else ends it in this transaction; false: somebody has. */
+extern bool swarm_job_lock_live(int64 id);
 extern char *swarm_job_queue_name(int32 id);
 extern char *swarm_job_kind_name(int32 id);
 extern void swarm_job_names_keep(MemoryContext context);

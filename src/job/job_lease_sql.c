@@ -17,6 +17,7 @@
 #include "utils/timestamp.h"
 
 #include "base/clock.h"
+#include "base/compat.h"
 #include "base/doorbell.h"
 #include "base/export.h"
 #include "base/shmem.h"
@@ -50,6 +51,7 @@ static void check_queue_owner(const char *queue);
 static SwarmEntry *leased_entry(int64 id, int64 token);
 static Lease require_lease(int64 id, int64 token);
 static void fetch_leased(int64 id, SwarmJobRow *row);
+swarm_noreturn static void refuse_ended(int64 id);
 static void ring_lease_failed(void *item);
 
 /*
@@ -190,9 +192,7 @@ swarm_job_complete(PG_FUNCTION_ARGS)
 	end.started = lease.since;
 	end.attempts = lease.attempts + 1;
 	if (!swarm_job_end(&row, &end, lease.flags))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("job " INT64_FORMAT " has ended already", row.id)));
+		refuse_ended(row.id);
 	swarm_job_ring_ended(row.id, SWARM_JOB_COMPLETED);
 	PG_RETURN_VOID();
 }
@@ -222,14 +222,13 @@ swarm_job_fail(PG_FUNCTION_ARGS)
 		LeaseFailed failed = {MyDatabaseId, row.id, PG_GETARG_INT64(1), end.attempts, 0};
 
 		failed.due = swarm_now() + swarm_job_backoff_us(end.attempts);
-		swarm_job_record_attempt(row.id, end.attempts, failed.due, end.error, false);
+		if (!swarm_job_record_attempt(row.id, end.attempts, failed.due, end.error, false))
+			refuse_ended(row.id);
 		swarm_doorbell_add(ring_lease_failed, swarm_job_undo_told, &failed, sizeof(failed));
 		PG_RETURN_VOID();
 	}
 	if (!swarm_job_end(&row, &end, lease.flags))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("job " INT64_FORMAT " has ended already", row.id)));
+		refuse_ended(row.id);
 	swarm_job_ring_ended(row.id, SWARM_JOB_DEAD);
 	PG_RETURN_VOID();
 }
@@ -288,7 +287,7 @@ check_queue_owner(const char *queue)
 						1, types, values, NULL) > 0)
 		owner = DatumGetObjectId(swarm_spi_column(0, 1, &isnull));
 	swarm_spi_end(&spi);
-	if (OidIsValid(owner) && !is_member_of_role(GetUserId(), owner))
+	if (OidIsValid(owner) && !has_privs_of_role(GetUserId(), owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for queue \"%s\"", queue)));
@@ -331,7 +330,13 @@ static void
 fetch_leased(int64 id, SwarmJobRow *row)
 {
 	if (!swarm_job_fetch(id, row))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("job " INT64_FORMAT " has ended already", id)));
+		refuse_ended(id);
+}
+
+static void
+refuse_ended(int64 id)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("job " INT64_FORMAT " has ended already", id)));
 }

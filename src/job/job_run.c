@@ -439,7 +439,8 @@ record_failure(SwarmSlot *slot, SwarmClaim *claim, const SwarmJobRow *row,
 		claim->job.attempts = end.attempts;
 		claim->job.flags |= SWARM_READY_TOUCHED;
 		return_for(claim, wait, out);
-		swarm_job_record_attempt(row->id, end.attempts, claim->job.due, end.error, false);
+		if (!swarm_job_record_attempt(row->id, end.attempts, claim->job.due, end.error, false))
+			out->kind = OUTCOME_GONE;
 		return;
 	}
 	if (!swarm_job_end(row, &end, claim->job.flags))

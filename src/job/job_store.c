@@ -243,16 +243,16 @@ swarm_job_end(const SwarmJobRow *row, const SwarmJobEnd *end, int flags)
 				ObjectIdGetDatum(row->owner), Int32GetDatum(row->queue),
 			CStringGetTextDatum(row->unique_key)};
 
-			swarm_spi_execute("DELETE FROM swarm._job_key "
-							  "WHERE owner = $2 AND queue = $3 AND key = $4 AND job = $1",
-							  4, key_types, key_values, NULL);
+			swarm_spi_execute_latest("DELETE FROM swarm._job_key "
+									 "WHERE owner = $2 AND queue = $3 AND key = $4 AND job = $1",
+									 4, key_types, key_values, NULL);
 		}
 		if (row->blocked)
-			swarm_spi_execute("DELETE FROM swarm._job_dep WHERE child = $1",
-							  1, types, values, NULL);
+			swarm_spi_execute_latest("DELETE FROM swarm._job_dep WHERE child = $1",
+									 1, types, values, NULL);
 		if (flags & SWARM_READY_TOUCHED)
-			swarm_spi_execute("DELETE FROM swarm._job_attempt WHERE id = $1",
-							  1, types, values, NULL);
+			swarm_spi_execute_latest("DELETE FROM swarm._job_attempt WHERE id = $1",
+									 1, types, values, NULL);
 		swarm_spi_end(&spi);
 	}
 	return true;
@@ -320,9 +320,10 @@ append_history(const SwarmJobRow *row, const SwarmJobEnd *end)
 
 /*
  * swarm_job_record_attempt: the job stays live; its next attempt is due at
- * `run_at`.
+ * `run_at`.  False, and nothing written, if another transaction has ended it;
+ * waits for one that may.
  */
-void
+bool
 swarm_job_record_attempt(int64 id, int attempts, TimestampTz run_at,
 						 const char *error, bool crashed)
 {
@@ -330,6 +331,7 @@ swarm_job_record_attempt(int64 id, int attempts, TimestampTz run_at,
 	Oid			types[] = {INT8OID, INT4OID, TIMESTAMPTZOID, TEXTOID, BOOLOID};
 	Datum		values[5];
 	char		nulls[5] = {' ', ' ', ' ', ' ', ' '};
+	bool		live;
 
 	values[0] = Int64GetDatum(id);
 	values[1] = Int32GetDatum(attempts);
@@ -338,14 +340,34 @@ swarm_job_record_attempt(int64 id, int attempts, TimestampTz run_at,
 	values[4] = BoolGetDatum(crashed);
 	if (error == NULL)
 		nulls[3] = 'n';
+	swarm_spi_begin(&spi);
+	live = swarm_spi_execute_latest("INSERT INTO swarm._job_attempt (id, attempts, run_at, error, crashed) "
+									"SELECT $1, $2, $3, $4, $5 FROM swarm._job WHERE id = $1 FOR UPDATE "
+									"ON CONFLICT (id) DO UPDATE "
+									"SET attempts = EXCLUDED.attempts, run_at = EXCLUDED.run_at, "
+									"error = EXCLUDED.error, crashed = EXCLUDED.crashed",
+									5, types, values, nulls) > 0;
+	swarm_spi_end(&spi);
+	return live;
+}
+
+/*
+ * swarm_job_lock_live: until the end of the transaction nobody ends the job;
+ * false if it has ended.
+ */
+bool
+swarm_job_lock_live(int64 id)
+{
+	SwarmSpi	spi;
+	Oid			types[] = {INT8OID};
+	Datum		values[] = {Int64GetDatum(id)};
+	bool		live;
 
 	swarm_spi_begin(&spi);
-	swarm_spi_execute("INSERT INTO swarm._job_attempt (id, attempts, run_at, error, crashed) "
-					  "VALUES ($1, $2, $3, $4, $5) ON CONFLICT (id) DO UPDATE "
-					  "SET attempts = EXCLUDED.attempts, run_at = EXCLUDED.run_at, "
-					  "error = EXCLUDED.error, crashed = EXCLUDED.crashed",
-					  5, types, values, nulls);
+	live = swarm_spi_execute_latest("SELECT FROM swarm._job WHERE id = $1 FOR UPDATE",
+									1, types, values, NULL) > 0;
 	swarm_spi_end(&spi);
+	return live;
 }
 
 /* ------------------------------------------------------------------------
