@@ -200,6 +200,7 @@ typedef struct SwarmShard
 	int			scheduler_pid;	/* 0 = none */
 	Latch	   *scheduler_latch;
 	TimestampTz scheduler_since;
+	uint32		scheduler_wakes;	/* counts calls of swarm_shard_wake_scheduler() */
 	TimestampTz restart_at;		/* not before */
 	int			restarts;		/* in a row, for the backoff */
 	bool		starting;		/* registered, not yet attached */
@@ -213,6 +214,8 @@ typedef struct SwarmShard
 	/* runners */
 	dlist_head	idle;
 	int			runners;		/* started or starting */
+	int			failed_starts;	/* in a row, of runners that could not begin */
+	TimestampTz start_after;	/* none is started before, then */
 	int			extra;			/* the same, for critical jobs only */
 	bool		want_runner;
 
@@ -233,6 +236,7 @@ typedef struct SwarmShard
 	int			suspects_running;
 	int			leased;			/* entries that outside workers have */
 	pairingheap timers;
+	TimestampTz ticked;			/* when they were looked at last */
 	int			ntimers;
 
 	/* background work that is no job: job_chore.c */

@@ -17,6 +17,7 @@
 #include "utils/timestamp.h"
 
 #include "base/clock.h"
+#include "base/compat.h"
 #include "base/doorbell.h"
 #include "base/export.h"
 #include "base/shmem.h"
@@ -44,12 +45,12 @@ typedef struct LeaseFailed
 } LeaseFailed;
 
 static SwarmShard *await_settings(void);
-static void ended_already(int64 id) pg_attribute_noreturn();
 static int64 lease_us(Interval *interval);
 static void check_queue_owner(const char *queue);
 static SwarmEntry *leased_entry(int64 id, int64 token);
 static Lease require_lease(int64 id, int64 token);
 static void fetch_leased(int64 id, SwarmJobRow *row);
+swarm_noreturn static void refuse_ended(int64 id);
 static void ring_lease_failed(void *item);
 
 /*
@@ -190,7 +191,7 @@ swarm_job_complete(PG_FUNCTION_ARGS)
 	end.started = lease.since;
 	end.attempts = lease.attempts + 1;
 	if (!swarm_job_end(&row, &end))
-		ended_already(row.id);
+		refuse_ended(row.id);
 	swarm_job_ring_ended(row.id, SWARM_JOB_COMPLETED);
 	PG_RETURN_VOID();
 }
@@ -221,12 +222,12 @@ swarm_job_fail(PG_FUNCTION_ARGS)
 
 		failed.due = swarm_now() + swarm_job_backoff_us(end.attempts);
 		if (!swarm_job_record_attempt(&row, end.attempts, failed.due, end.error, false))
-			ended_already(row.id);
+			refuse_ended(row.id);
 		swarm_doorbell_add(ring_lease_failed, swarm_job_undo_told, &failed, sizeof(failed));
 		PG_RETURN_VOID();
 	}
 	if (!swarm_job_end(&row, &end))
-		ended_already(row.id);
+		refuse_ended(row.id);
 	swarm_job_ring_ended(row.id, SWARM_JOB_DEAD);
 	PG_RETURN_VOID();
 }
@@ -284,7 +285,7 @@ check_queue_owner(const char *queue)
 						1, types, values, NULL) > 0)
 		owner = DatumGetObjectId(swarm_spi_column(0, 1, &isnull));
 	swarm_spi_end(&spi);
-	if (OidIsValid(owner) && !is_member_of_role(GetUserId(), owner))
+	if (OidIsValid(owner) && !has_privs_of_role(GetUserId(), owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for queue \"%s\"", queue)));
@@ -326,11 +327,11 @@ static void
 fetch_leased(int64 id, SwarmJobRow *row)
 {
 	if (!swarm_job_fetch(id, row))
-		ended_already(id);
+		refuse_ended(id);
 }
 
 static void
-ended_already(int64 id)
+refuse_ended(int64 id)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -112,7 +112,7 @@ check_visible(int64 id)
 static void
 require_member(Oid owner, int64 id)
 {
-	if (!OidIsValid(owner) || !is_member_of_role(GetUserId(), owner))
+	if (!OidIsValid(owner) || !has_privs_of_role(GetUserId(), owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("job " INT64_FORMAT " does not exist", id)));
@@ -284,9 +284,9 @@ swarm_job_retry(PG_FUNCTION_ARGS)
 		elog(ERROR, "job " INT64_FORMAT " vanished", id);
 	state = swarm_spi_int32(0, 1);
 	(void) swarm_job_state_next(state, SWARM_EVENT_RETRY, id);
-	swarm_spi_execute("INSERT INTO swarm._job_attempt (id, attempts, run_at) VALUES ($1, 0, $2) "
-					  "ON CONFLICT (id) DO UPDATE SET run_at = EXCLUDED.run_at",
-					  2, types, values, NULL);
+	swarm_spi_execute_latest("INSERT INTO swarm._job_attempt (id, attempts, run_at) VALUES ($1, 0, $2) "
+							 "ON CONFLICT (id) DO UPDATE SET run_at = EXCLUDED.run_at",
+							 2, types, values, NULL);
 	swarm_spi_end(&spi);
 	told.due = swarm_now();
 	swarm_doorbell_add(ring_due_now, swarm_job_undo_told, &told, sizeof(told));

@@ -246,13 +246,13 @@ swarm_job_end(const SwarmJobRow *row, const SwarmJobEnd *end)
 				ObjectIdGetDatum(row->owner), Int32GetDatum(row->queue),
 			CStringGetTextDatum(row->unique_key)};
 
-			swarm_spi_execute("DELETE FROM swarm._job_key "
-							  "WHERE owner = $2 AND queue = $3 AND key = $4 AND job = $1",
-							  4, key_types, key_values, NULL);
+			swarm_spi_execute_latest("DELETE FROM swarm._job_key "
+									 "WHERE owner = $2 AND queue = $3 AND key = $4 AND job = $1",
+									 4, key_types, key_values, NULL);
 		}
 		if (row->blocked)
-			swarm_spi_execute("DELETE FROM swarm._job_dep WHERE child = $1",
-							  1, types, values, NULL);
+			swarm_spi_execute_latest("DELETE FROM swarm._job_dep WHERE child = $1",
+									 1, types, values, NULL);
 		swarm_spi_end(&spi);
 	}
 	return true;
@@ -381,13 +381,12 @@ swarm_job_record_attempt(const SwarmJobRow *row, int attempts, TimestampTz run_a
 	values[4] = BoolGetDatum(crashed);
 	if (error == NULL)
 		nulls[3] = 'n';
-
 	swarm_spi_begin(&spi);
-	swarm_spi_execute("INSERT INTO swarm._job_attempt (id, attempts, run_at, error, crashed) "
-					  "VALUES ($1, $2, $3, $4, $5) ON CONFLICT (id) DO UPDATE "
-					  "SET attempts = EXCLUDED.attempts, run_at = EXCLUDED.run_at, "
-					  "error = EXCLUDED.error, crashed = EXCLUDED.crashed",
-					  5, types, values, nulls);
+	swarm_spi_execute_latest("INSERT INTO swarm._job_attempt (id, attempts, run_at, error, crashed) "
+							 "VALUES ($1, $2, $3, $4, $5) ON CONFLICT (id) DO UPDATE "
+							 "SET attempts = EXCLUDED.attempts, run_at = EXCLUDED.run_at, "
+							 "error = EXCLUDED.error, crashed = EXCLUDED.crashed",
+							 5, types, values, nulls);
 	swarm_spi_end(&spi);
 	return true;
 }

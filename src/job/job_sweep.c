@@ -145,6 +145,7 @@ swarm_job_sweep(SwarmShard *shard)
 	values[0] = Int64GetDatum(from);
 	n = swarm_spi_query("SELECT " READY_COLUMNS "WHERE j.id >= $1 ORDER BY j.id LIMIT 1000",
 						1, types, values, NULL);
+	SWARM_FAULT("job.swept");
 	for (uint64 i = 0; i < n; i++)
 	{
 		SwarmReady	job = ready_from_row(i);
