@@ -193,8 +193,8 @@ check_shard(ReturnSetInfo *rsinfo, const SwarmShard *shard)
 			  psprintf("background work on %d objects, failing on %d",
 					   shard->nchores, shard->chores_failing),
 			  "It is tried again after a minute; the server log tells why it failed.");
-	put_check(rsinfo, "memory", shard->scan_from == SWARM_NO_SCAN,
-			  shard->scan_from == SWARM_NO_SCAN ? "all ready jobs are in memory" :
+	put_check(rsinfo, "memory", swarm_shard_has_ready(shard),
+			  swarm_shard_has_ready(shard) ? "all ready jobs are in memory" :
 			  "some jobs wait on disk until there is room in memory",
 			  "Raise pg_swarm.job_slots if this lasts.");
 	put_check(rsinfo, "jobs released", !shard->held,
