@@ -112,7 +112,6 @@ typedef struct SwarmReady
 #define SWARM_READY_LOST		0x10	/* its worker died: count the attempt */
 #define SWARM_READY_SUSPECT		0x20	/* ran when the server crashed */
 #define SWARM_READY_NO_BATCH	0x40	/* run it in a transaction of its own */
-#define SWARM_READY_TOUCHED		0x80	/* has a row in _job_attempt */
 
 typedef struct SwarmEntry SwarmEntry;	/* job_int.h */
 typedef struct SwarmChore SwarmChore;	/* job_int.h */
@@ -405,18 +404,17 @@ extern void swarm_job_insert(SwarmJobRow *row);
 extern bool swarm_job_fetch(int64 id, SwarmJobRow *row);
 
 /* Delete the live row and append to the history; false: somebody was faster. */
-extern bool swarm_job_end(const SwarmJobRow *row, const SwarmJobEnd *end,
-						  int flags);
+extern bool swarm_job_end(const SwarmJobRow *row, const SwarmJobEnd *end);
+
+/* Nobody else ends the job before this transaction; false: somebody has. */
+extern bool swarm_job_keep_live(const SwarmJobRow *row);
 
 /*
  * Record a failed attempt: the job's next one is due at `run_at`; `crashed`:
- * it ran when the server crashed.  False: somebody has ended it.
+ * it ran when the server crashed.  False: somebody has ended the job.
  */
-extern bool swarm_job_record_attempt(int64 id, int attempts, TimestampTz run_at,
+extern bool swarm_job_record_attempt(const SwarmJobRow *row, int attempts, TimestampTz run_at,
 									 const char *error, bool crashed);
-
-/* Nobody else ends it in this transaction; false: somebody has. */
-extern bool swarm_job_lock_live(int64 id);
 extern char *swarm_job_queue_name(int32 id);
 extern char *swarm_job_kind_name(int32 id);
 extern void swarm_job_names_keep(MemoryContext context);

@@ -32,7 +32,6 @@
 typedef struct Lease
 {
 	int			attempts;
-	int			flags;
 	TimestampTz since;
 } Lease;
 
@@ -191,7 +190,7 @@ swarm_job_complete(PG_FUNCTION_ARGS)
 	end.result = PG_ARGISNULL(2) ? (Datum) 0 : PG_GETARG_DATUM(2);
 	end.started = lease.since;
 	end.attempts = lease.attempts + 1;
-	if (!swarm_job_end(&row, &end, lease.flags))
+	if (!swarm_job_end(&row, &end))
 		refuse_ended(row.id);
 	swarm_job_ring_ended(row.id, SWARM_JOB_COMPLETED);
 	PG_RETURN_VOID();
@@ -222,12 +221,12 @@ swarm_job_fail(PG_FUNCTION_ARGS)
 		LeaseFailed failed = {MyDatabaseId, row.id, PG_GETARG_INT64(1), end.attempts, 0};
 
 		failed.due = swarm_now() + swarm_job_backoff_us(end.attempts);
-		if (!swarm_job_record_attempt(row.id, end.attempts, failed.due, end.error, false))
+		if (!swarm_job_record_attempt(&row, end.attempts, failed.due, end.error, false))
 			refuse_ended(row.id);
 		swarm_doorbell_add(ring_lease_failed, swarm_job_undo_told, &failed, sizeof(failed));
 		PG_RETURN_VOID();
 	}
-	if (!swarm_job_end(&row, &end, lease.flags))
+	if (!swarm_job_end(&row, &end))
 		refuse_ended(row.id);
 	swarm_job_ring_ended(row.id, SWARM_JOB_DEAD);
 	PG_RETURN_VOID();
@@ -251,7 +250,6 @@ ring_lease_failed(void *item)
 		swarm_entry_release(shard, e);
 		e->job.attempts = failed->attempts;
 		e->job.due = failed->due;
-		e->job.flags |= SWARM_READY_TOUCHED;
 		swarm_entry_place(shard, e, false);
 	}
 	LWLockRelease(swarm_job_lock);
@@ -314,7 +312,6 @@ require_lease(int64 id, int64 token)
 	if (e != NULL)
 	{
 		lease.attempts = e->job.attempts;
-		lease.flags = e->job.flags;
 		lease.since = e->since;
 	}
 	LWLockRelease(swarm_job_lock);

@@ -209,7 +209,6 @@ push_locked(SwarmShard *shard, const SwarmReady *job)
 		{
 			swarm_entry_unlist(shard, e);
 			e->job.due = job->due;
-			e->job.flags |= job->flags & SWARM_READY_TOUCHED;
 			swarm_entry_place(shard, e, false);
 		}
 		return true;

@@ -32,7 +32,6 @@ static Datum status_datum(FunctionCallInfo fcinfo, int64 id);
 static void check_visible(int64 id);
 static bool cancel_claimed(int64 id, const char *reason);
 static void attempts_so_far(int64 id, SwarmJobEnd *end);
-static bool touch_unclaimed(int64 id);
 static void ring_due_now(void *item);
 static void retry_finished(int64 id);
 static void ring_recheck(void *item);
@@ -190,7 +189,7 @@ swarm_job_cancel(PG_FUNCTION_ARGS)
 
 	end.error = reason ? reason : "cancelled";
 	attempts_so_far(id, &end);
-	if (!swarm_job_end(&row, &end, SWARM_READY_TOUCHED))
+	if (!swarm_job_end(&row, &end))
 		PG_RETURN_BOOL(false);
 	swarm_job_ring_ended(id, SWARM_JOB_CANCELLED);
 	PG_RETURN_BOOL(true);
@@ -265,6 +264,7 @@ swarm_job_retry(PG_FUNCTION_ARGS)
 	SwarmSpi	spi;
 	Oid			types[] = {INT8OID, TIMESTAMPTZOID};
 	Datum		values[] = {Int64GetDatum(id), TimestampTzGetDatum(swarm_now())};
+	SwarmJobRow row;
 	SwarmReady	told = {.database = MyDatabaseId, .id = id};
 	SwarmJobState state;
 
@@ -272,7 +272,7 @@ swarm_job_retry(PG_FUNCTION_ARGS)
 	PreventCommandDuringRecovery("job_retry()");
 	CommandCounterIncrement();
 	check_visible(id);
-	if (!swarm_job_lock_live(id))
+	if (!swarm_job_fetch(id, &row) || !swarm_job_keep_live(&row))
 	{
 		retry_finished(id);
 		PG_RETURN_VOID();
@@ -285,36 +285,13 @@ swarm_job_retry(PG_FUNCTION_ARGS)
 		elog(ERROR, "job " INT64_FORMAT " vanished", id);
 	state = swarm_spi_int32(0, 1);
 	(void) swarm_job_state_next(state, SWARM_EVENT_RETRY, id);
-	if (touch_unclaimed(id))
-		swarm_spi_execute_latest("INSERT INTO swarm._job_attempt (id, attempts, run_at) VALUES ($1, 0, $2) "
-								 "ON CONFLICT (id) DO UPDATE SET run_at = EXCLUDED.run_at",
-								 2, types, values, NULL);
+	swarm_spi_execute_latest("INSERT INTO swarm._job_attempt (id, attempts, run_at) VALUES ($1, 0, $2) "
+							 "ON CONFLICT (id) DO UPDATE SET run_at = EXCLUDED.run_at",
+							 2, types, values, NULL);
 	swarm_spi_end(&spi);
 	told.due = swarm_now();
 	swarm_doorbell_add(ring_due_now, swarm_job_undo_told, &told, sizeof(told));
 	PG_RETURN_VOID();
-}
-
-/*
- * touch_unclaimed: whoever claims the job from now on knows that it has a row
- * in _job_attempt, to be deleted with it.  False if somebody has claimed it by
- * now: he does not know, and the job need not be told that it is due.
- */
-static bool
-touch_unclaimed(int64 id)
-{
-	SwarmEntry *e;
-	bool		claimed;
-
-	if (swarm_job_shared == NULL)
-		return true;
-	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
-	e = swarm_entry_find(MyDatabaseId, id);
-	claimed = e != NULL && e->state >= ENTRY_CLAIMED;
-	if (e != NULL && !claimed)
-		e->job.flags |= SWARM_READY_TOUCHED;
-	LWLockRelease(swarm_job_lock);
-	return !claimed;
 }
 
 /*
@@ -336,7 +313,6 @@ ring_due_now(void *item)
 	{
 		swarm_entry_unlist(shard, e);
 		e->job.due = told->due;
-		e->job.flags |= SWARM_READY_TOUCHED;
 		swarm_entry_place(shard, e, false);
 	}
 	else if (e != NULL && e->state == ENTRY_CLAIMED)
