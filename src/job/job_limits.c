@@ -328,7 +328,7 @@ swarm_queue_status(Oid database, SwarmQueueStatus **list, bool *complete)
 	LWLockAcquire(swarm_job_lock, LW_SHARED);
 	shard = swarm_shard_find(database);
 	*complete = shard != NULL && shard->scan_from == SWARM_NO_SCAN &&
-		TIMESTAMP_IS_NOEND(shard->disk_due);
+		!shard->left_behind && TIMESTAMP_IS_NOEND(shard->disk_due);
 	hash_seq_init(&seq, swarm_queue_table);
 	while ((q = hash_seq_search(&seq)) != NULL)
 	{
