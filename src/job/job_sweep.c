@@ -499,6 +499,7 @@ swarm_job_send_events(SwarmShard *shard)
 		appendStringInfoChar(&json, '}');
 		Async_Notify("swarm_events", json.data);
 	}
+	SWARM_FAULT("job.events");
 }
 
 /* ------------------------------------------------------------------------
