@@ -5,6 +5,7 @@
 #ifndef SWARM_MEMORY_MEMORY_INT_H
 #define SWARM_MEMORY_MEMORY_INT_H
 
+#include "access/xact.h"
 #include "executor/tuptable.h"
 #include "port/atomics.h"
 #include "storage/condition_variable.h"
@@ -239,6 +240,29 @@ extern void swarm_memory_change_init(void);
 
 /* Has this transaction written entries? */
 extern bool swarm_memory_written(void);
+
+/* Something is to be swept then.  No error. */
+extern void swarm_memory_announce_due(TimestampTz due);
+
+/*
+ * Before a change of what hashes so, or with `all` of everything, can be seen,
+ * and after.  No errors.
+ */
+extern void swarm_guards_begin(const uint32 *hashes, int n, bool all);
+extern void swarm_guards_end(const uint32 *hashes, int n, bool all);
+
+/* ------------------------------------------------------------------------
+ * Prepared transactions (memory_prepared.c)
+ * ------------------------------------------------------------------------ */
+
+extern void swarm_memory_prepared_init(void);
+
+/* This transaction, which has written what hashes so, is about to be prepared. */
+extern void swarm_memory_prepare(const uint32 *hashes, int n, bool all);
+extern void swarm_memory_prepared_pre_commit(void);
+
+/* It has ended; it may have ended a prepared one.  No errors. */
+extern void swarm_memory_prepared_end_of_transaction(XactEvent event);
 
 /* ------------------------------------------------------------------------
  * The cache (memory_cache.c)
