@@ -191,19 +191,20 @@ static void
 note_row(Relation table, HeapTuple tuple, TupleDesc desc)
 {
 	bool		isnull;
-	int32		space;
-	text	   *key;
-	TimestampTz sweep_at;
+	int32		space = DatumGetInt32(heap_getattr(tuple, MEMORY_NAMESPACE, desc, &isnull));
+	text	   *key = DatumGetTextPP(heap_getattr(tuple, MEMORY_KEY, desc, &isnull));
+	TimestampTz sweep_at = DatumGetTimestampTz(heap_getattr(tuple, MEMORY_SWEEP_AT, desc, &isnull));
 
+	swarm_memory_note(RelationGetRelid(table), space, key, isnull ? DT_NOEND : sweep_at);
+}
+
+void
+swarm_memory_note(Oid table, int32 space, const text *key, TimestampTz sweep_at)
+{
 	if (swarm_memory_shared == NULL)
 		return;
-	space = DatumGetInt32(heap_getattr(tuple, MEMORY_NAMESPACE, desc, &isnull));
-	key = DatumGetTextPP(heap_getattr(tuple, MEMORY_KEY, desc, &isnull));
-	note(swarm_memory_hash(RelationGetRelid(table), space, VARDATA_ANY(key),
-						   VARSIZE_ANY_EXHDR(key)));
-	sweep_at = DatumGetTimestampTz(heap_getattr(tuple, MEMORY_SWEEP_AT, desc, &isnull));
-	if (!isnull && sweep_at < notes.due)
-		notes.due = sweep_at;
+	note(swarm_memory_hash(table, space, VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key)));
+	notes.due = Min(notes.due, sweep_at);
 }
 
 static void
