@@ -377,8 +377,13 @@ BEGIN
     IF n.origin IS NOT NULL AND (n.origin, n.origin_path) IS DISTINCT FROM (was.origin, was.origin_path) THEN
         PERFORM swarm._origin_check(caller, n);
     END IF;
-    -- whoever writes there now goes by the old limits
+    -- whoever writes there now goes by the old settings: what is made of all
+    -- entries, or counted, waits for his end, and who comes looks again
     PERFORM swarm._namespace_lock(space);
+    IF (n.embed OR n.words) AND (was.embed, was.embed OR was.words, was.dims) IS DISTINCT FROM (n.embed, true, n.dims)
+       OR num_nulls(was.max_entries, was.max_bytes) = 2 AND num_nulls(n.max_entries, n.max_bytes) < 2 THEN
+        EXECUTE format('LOCK TABLE %s IN SHARE MODE', swarm._memory_table(space));
+    END IF;
     INSERT INTO swarm._namespace AS t SELECT n.*
     ON CONFLICT (id) DO UPDATE SET default_ttl = EXCLUDED.default_ttl, max_entries = EXCLUDED.max_entries,
         max_bytes = EXCLUDED.max_bytes, evict = EXCLUDED.evict, cached = EXCLUDED.cached, embed = EXCLUDED.embed,
@@ -809,6 +814,7 @@ BEGIN
             HINT = format('SELECT swarm.namespace_alter(%L, ''{"embed": true}'').', namespace);
     END IF;
     PERFORM swarm._namespace_lock(space);
+    EXECUTE format('LOCK TABLE %s IN SHARE MODE', entries);
     EXECUTE format('DELETE FROM swarm._recall_%s', space);
     EXECUTE format(
         'INSERT INTO swarm._recall_%s SELECT namespace, key, CASE WHEN $2 > 0 THEN swarm.embed(t, $2) END, to_tsvector(''english''::regconfig, t)
