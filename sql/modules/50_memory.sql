@@ -857,6 +857,8 @@ DECLARE
                     || CASE WHEN filter IS NULL THEN '' ELSE ' AND m.value @> $3' END;
     text_list text;
     meaning_list text;
+    most_read CONSTANT bigint := 10000;
+    to_read bigint;
 BEGIN
     IF mode IS NULL OR mode NOT IN ('text', 'semantic', 'hybrid') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'mode must be "text", "semantic" or "hybrid"';
@@ -905,6 +907,14 @@ BEGIN
             'SELECT r.key::text, ts_rank_cd(r.words, $4, 1)::float8 AS rank FROM swarm._recall_%s r JOIN %s m ON m.key = r.key
              WHERE r.words @@ $4 AND %s ORDER BY rank DESC, r.key LIMIT %s', space, entries, visible, depth);
     ELSE
+        -- every entry has to be read, and its words found, by every search
+        EXECUTE format('SELECT count(*) FROM (SELECT FROM %s m WHERE %s LIMIT %s) e', entries,
+                       replace(replace(visible, '$3', '$1'), '$2', space::text), most_read + 1) INTO to_read USING filter;
+        IF to_read > most_read THEN
+            RAISE EXCEPTION USING ERRCODE = 'program_limit_exceeded',
+                MESSAGE = format('namespace "%s" has no index of words, and more than %s entries to read', namespace, most_read),
+                HINT = format('Its owner can call swarm.namespace_alter(%L, ''{"words": true}''); or let a filter leave fewer.', namespace);
+        END IF;
         text_list := format(
             'SELECT m.key::text, ts_rank_cd(w, $4, 1)::float8 AS rank
              FROM %s m, to_tsvector(''english''::regconfig, swarm._memory_text(m.key, m.value)) w
@@ -946,7 +956,8 @@ END $$;
 -- first. mode "text": any word of the query, or its beginning; "semantic":
 -- nearest embeddings (namespace with embed); "hybrid": both, by reciprocal
 -- rank, or text alone without embed. filter: contained in the value. Errors:
--- 42704, 42501, 22023, 22004, 55000 semantic without embed, 22000 dimensions.
+-- 42704, 42501, 22023, 22004, 55000 semantic without embed, 22000 dimensions,
+-- 54000 a text search would have to read more than 10,000 entries.
 CREATE FUNCTION swarm.memory_search(namespace text, query text, lim int = 10, mode text = 'hybrid',
     filter jsonb = NULL, embedding real[] = NULL)
 RETURNS SETOF swarm.memory_match LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10
