@@ -163,13 +163,13 @@ swarm_guc_find(const char *name)
 #if PG_VERSION_NUM >= 160000
 #define SwarmUpdateIndexes	TU_UpdateIndexes
 #define swarm_update_needs_indexes(u)	((u) != TU_None)
-#define swarm_insert_index_tuples(result, slot, estate) \
-	ExecInsertIndexTuples(result, slot, estate, true, false, NULL, NIL, false)
+#define swarm_insert_index_tuples(result, slot, estate, update, conflict, arbiters) \
+	ExecInsertIndexTuples(result, slot, estate, update, (conflict) != NULL, conflict, arbiters, false)
 #else
 #define SwarmUpdateIndexes	bool
 #define swarm_update_needs_indexes(u)	(u)
-#define swarm_insert_index_tuples(result, slot, estate) \
-	ExecInsertIndexTuples(result, slot, estate, true, false, NULL, NIL)
+#define swarm_insert_index_tuples(result, slot, estate, update, conflict, arbiters) \
+	ExecInsertIndexTuples(result, slot, estate, update, (conflict) != NULL, conflict, arbiters)
 #endif
 
 /* COPY TO can call back with each row since 16. */

@@ -177,7 +177,7 @@ extern int64 swarm_memory_store_entry(SwarmSpace *space, Oid owner,
 									  const SwarmMemoryStore *what);
 
 /*
- * Overwriting without a statement (memory_overwrite.c): what is stored, as it
+ * Storing without a statement (memory_direct.c): what is stored, as it
  * stands in the row.
  */
 typedef struct SwarmMemoryWrite
@@ -199,8 +199,8 @@ typedef struct SwarmMemoryWrite
  * False if that is not possible: use a statement.  Else the new version, 0 if the
  * expected one is not there.
  */
-extern bool swarm_memory_overwrite(const SwarmSpace *space, const SwarmMemoryWrite *write,
-								   int64 *version);
+extern bool swarm_memory_store_direct(const SwarmSpace *space, const SwarmMemoryWrite *write,
+									  int64 *version);
 
 /* Write what an entry of a namespace with recall is found by. */
 extern void swarm_memory_recall(const SwarmSpace *space, text *key, Datum value,

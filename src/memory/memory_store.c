@@ -329,7 +329,7 @@ swarm_memory_store_entry(SwarmSpace *space, Oid owner, const SwarmMemoryStore *w
 	if (replace && what->if_absent)
 		return 0;
 
-	if (!swarm_memory_overwrite(space, &write, &version))
+	if (!swarm_memory_store_direct(space, &write, &version))
 		version = write_by_statement(space, &write);
 	if (version != 0 && space->recall)
 	{
