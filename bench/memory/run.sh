@@ -196,7 +196,7 @@ part_sweep() {
 		all=$(cpu)
 		started=$(date +%s.%N)
 		target=$(sql -c "SELECT swarm._clock_advance('1 hour')")
-		until [ "$(sql -c "SELECT NOT EXISTS (SELECT FROM swarm._memory WHERE sweep_at <= '$target' AND sweep_at >= (SELECT swept_to FROM swarm._memory_swept WHERE kind = 'swarm._memory'))")" = t ]; do sleep 0.5; done
+		until [ "$(sql -c "SELECT NOT EXISTS (SELECT FROM swarm._memory WHERE sweep_at <= '$target' AND sweep_at >= coalesce((SELECT swept_to FROM swarm._memory_swept WHERE kind = 'swarm._memory'), '-infinity'))")" = t ]; do sleep 0.5; done
 		elapsed=$(echo "$(date +%s.%N) - $started" | bc)
 		read -r -a after <"/proc/$scheduler/stat"
 		jiffies=$((after[13] + after[14] - before[13] - before[14]))

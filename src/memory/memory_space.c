@@ -184,7 +184,11 @@ swarm_space_begin_write(SwarmSpace *space)
 		if (limited)
 			swarm_quota_begin(space);
 		LockRelationOid(swarm_memory_table(space->logged), RowExclusiveLock);
-		/* one that was dropped meanwhile is as it was: the sweep removes what is stored */
+
+		/*
+		 * one that was dropped meanwhile is as it was: the sweep removes what
+		 * is stored
+		 */
 	} while (swarm_space_by_id(space->id, space) && swarm_space_limited(space) && !limited);
 }
 
