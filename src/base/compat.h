@@ -159,6 +159,19 @@ swarm_guc_find(const char *name)
 #define swarm_vacuum_delay()	vacuum_delay_point()
 #endif
 
+/* What an update says of the indexes it has to be entered in, since 16 in three words. */
+#if PG_VERSION_NUM >= 160000
+#define SwarmUpdateIndexes	TU_UpdateIndexes
+#define swarm_update_needs_indexes(u)	((u) != TU_None)
+#define swarm_insert_index_tuples(result, slot, estate, update, conflict, arbiters) \
+	ExecInsertIndexTuples(result, slot, estate, update, (conflict) != NULL, conflict, arbiters, false)
+#else
+#define SwarmUpdateIndexes	bool
+#define swarm_update_needs_indexes(u)	(u)
+#define swarm_insert_index_tuples(result, slot, estate, update, conflict, arbiters) \
+	ExecInsertIndexTuples(result, slot, estate, update, (conflict) != NULL, conflict, arbiters)
+#endif
+
 /* COPY TO can call back with each row since 16. */
 #if PG_VERSION_NUM >= 160000
 #define swarm_begin_copy_to(pstate, query, file, options) \
