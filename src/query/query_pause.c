@@ -321,12 +321,13 @@ hold(const char *where)
 		held = false;
 		if (entered)
 			leave_hold(!normal);
+		/* also after an error, which the statement may catch and go on */
+		if (timeout)
+			enable_timeout_after(STATEMENT_TIMEOUT, (int) Min(Max(left / 1000, 1), INT_MAX));
 		if (wanted() != 0)
 			arm();				/* asked again while the signal was ignored */
 	}
 	PG_END_TRY();
-	if (timeout)
-		enable_timeout_after(STATEMENT_TIMEOUT, (int) Min(Max(left / 1000, 1), INT_MAX));
 }
 
 /*
