@@ -27,7 +27,8 @@
 
 #define NEWS			2048
 #define WAIT_BUCKETS	64
-#define EVENTS_BURST	200		/* events of one query that are written in a row */
+#define EVENTS_BURST	200		/* events of one query that are written in a
+								 * row */
 #define EVENTS_RATE		100		/* and a second after that */
 
 typedef struct QueryShared

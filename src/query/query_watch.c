@@ -347,7 +347,8 @@ close_lost(void)
 						"WHERE q.state IN ('init', 'running', 'paused') ORDER BY q.id",
 						0, NULL, NULL, NULL);
 	old = MemoryContextSwitchTo(caller);
-	nlive = swarm_query_live_ids(&live);	/* now: no row is older than its process */
+	nlive = swarm_query_live_ids(&live);	/* now: no row is older than its
+											 * process */
 	rows = palloc0((n + 1) * sizeof(SwarmQueryRow));
 	errors = palloc0((n + 1) * sizeof(char *));
 	cancelled = palloc0((n + 1) * sizeof(bool));
