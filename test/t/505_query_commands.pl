@@ -40,7 +40,7 @@ my %where = (
 	'a cursor that is held' => [ "BEGIN; DECLARE c CURSOR WITH HOLD FOR $scan", 'COMMIT; FETCH c' ],
 	'PL/pgSQL with exceptions' => [ '', 'SELECT nested()' ],
 	'CREATE TABLE AS' => [ '', "CREATE TEMP TABLE made AS $scan; TABLE made" ],
-	'EXPLAIN ANALYZE' => [ '', "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) $scan" ],
+	'EXPLAIN ANALYZE' => [ '', "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF, BUFFERS OFF) $scan" ],
 	'a read-only transaction' => [ 'BEGIN READ ONLY', $scan ],
 	'a serializable transaction' => [ 'BEGIN ISOLATION LEVEL SERIALIZABLE', $scan ],
 	'with JIT' => [ 'SET jit = on; SET jit_above_cost = 0; SET jit_inline_above_cost = 0; SET jit_optimize_above_cost = 0', $scan ]);
