@@ -59,6 +59,13 @@
 	 swarm_database_ownercheck(MyDatabaseId, role))
 #endif
 
+/* Who may SET ROLE to another one: since 16 not every member. */
+#if PG_VERSION_NUM >= 160000
+#define swarm_may_become(member, role)	member_can_set_role(member, role)
+#else
+#define swarm_may_become(member, role)	is_member_of_role(member, role)
+#endif
+
 /* Maintenance runs with a safe search_path since 17. */
 #if PG_VERSION_NUM >= 170000
 #define swarm_restrict_search_path()	RestrictSearchPath()
