@@ -53,7 +53,7 @@ static void prepare(SwarmNetState *state);
 static bool start_attempt(SwarmNetState *state);
 static void refuse_attempt(SwarmNetState *state);
 static int	running_at(const SwarmNetEndpoint *endpoint);
-static void serve(void);
+static bool serve(void);
 static void collect(void);
 static void attempt_ended(SwarmNetState *state, CURLcode code);
 static void describe_failure(SwarmNetState *state);
@@ -252,9 +252,10 @@ swarm_net_perform(SwarmNetRequest *request)
  * A turn
  * ------------------------------------------------------------------------ */
 
-void
+bool
 swarm_net_turn(long max_ms)
 {
+	bool		events;
 	int64		now = swarm_net_ms();
 	int64		wake;
 	int			rc;
@@ -270,9 +271,10 @@ swarm_net_turn(long max_ms)
 	if (rc & WL_LATCH_SET)
 		ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
-	serve();
+	events = serve();
 	collect();
 	SWARM_FAULT("net.turn");
+	return events;
 }
 
 /*
@@ -422,8 +424,11 @@ refuse_attempt(SwarmNetState *state)
 	dlist_push_tail(&engine.waiting, &state->node);
 }
 
-/* serve: let curl do what its sockets and its timer ask for. */
-static void
+/*
+ * serve: let curl do what its sockets and its timer ask for.  False if no
+ * socket did.
+ */
+static bool
 serve(void)
 {
 	struct epoll_event events[EVENTS];
@@ -450,6 +455,7 @@ serve(void)
 		curl_multi_socket_action(engine.multi, CURL_SOCKET_TIMEOUT, 0, &still);
 	}
 	WITHOUT_SIGNALS_END();
+	return n > 0;
 }
 
 static int

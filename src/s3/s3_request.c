@@ -90,7 +90,7 @@ prepare(SwarmNetRequest *request)
 {
 	SwarmS3Call *call = request->caller;
 	SwarmS3Server *server = call->server;
-	bool		sends = call->body.memory != NULL || call->body.fd >= 0;
+	bool		sends = call->body.memory != NULL || call->body.blocks != NULL || call->body.fd >= 0;
 	char		stamp[SWARM_S3_STAMP];
 	char	   *host = object_host(server, call->bucket);
 	char	   *path = object_path(server, call->bucket, call->key);
@@ -104,7 +104,7 @@ prepare(SwarmNetRequest *request)
 		const char *error;
 
 		/* one digest that the server verifies is enough, and costs enough */
-		call->digest.want_sha256 = !server->https || call->checksum_sha256;
+		call->digest.want_sha256 = server->sign_payload || call->checksum_sha256;
 		call->digest.want_crc32c = call->checksum_crc32c;
 		call->digest.want_md5 = !call->digest.want_sha256 && !call->digest.want_crc32c;
 		error = swarm_s3_digest(&call->body, &call->digest);
@@ -120,8 +120,8 @@ prepare(SwarmNetRequest *request)
 		swarm_s3_sha256_hex("", 0, call->digest.sha256);
 		hash = call->digest.sha256;
 	}
-	else if (!server->https)
-		hash = call->digest.sha256; /* else TLS and Content-MD5 protect it */
+	else if (server->sign_payload)
+		hash = call->digest.sha256; /* else TLS and a checksum protect it */
 	swarm_s3_stamp(stamp, server->skew_s);
 
 	headers = lappend(headers, swarm_s3_pair("host", host));
