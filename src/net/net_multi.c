@@ -56,6 +56,7 @@ static int	running_at(const SwarmNetEndpoint *endpoint);
 static bool serve(void);
 static void collect(void);
 static void attempt_ended(SwarmNetState *state, CURLcode code);
+static const SwarmNetRule *judge(SwarmNetState *state);
 static void describe_failure(SwarmNetState *state);
 static void settle(SwarmNetState *state, const SwarmNetRule *rule);
 static void finish(SwarmNetState *state, bool succeeded);
@@ -507,6 +508,25 @@ collect(void)
 	}
 }
 
+/* judge: an error leaves nothing counted. */
+static const SwarmNetRule *
+judge(SwarmNetState *state)
+{
+	const SwarmNetRule *volatile rule = NULL;
+
+	PG_TRY();
+	{
+		rule = swarm_net_rule_of(state->request);
+	}
+	PG_CATCH();
+	{
+		swarm_breaker_dropped(state->request->endpoint, state->probing);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	return rule;
+}
+
 static void
 attempt_ended(SwarmNetState *state, CURLcode code)
 {
@@ -551,7 +571,7 @@ attempt_ended(SwarmNetState *state, CURLcode code)
 	old = MemoryContextSwitchTo(state->attempt);
 	if (request->curl_code != CURLE_OK)
 		describe_failure(state);
-	rule = swarm_net_rule_of(request);
+	rule = judge(state);
 	swarm_breaker_ended(request, rule->verdict, rule->harms, state->probing);
 	state->probing = false;
 	settle(state, rule);

@@ -186,7 +186,7 @@ swarm_noreturn extern void swarm_s3_raise(const SwarmNetRequest *request, const 
 extern const SwarmNetRule swarm_s3_rules[];
 extern const int swarm_s3_nrules;
 
-/* An ETag without its quotes; "" for NULL. */
+/* An ETag without its quotes, made printable ASCII; "" for NULL. */
 extern char *swarm_s3_etag(const char *header);
 
 /* ------------------------------------------------------------------------

@@ -15,6 +15,7 @@
 #include "access/xact.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "storage/fd.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
@@ -23,6 +24,7 @@
 #include "upload/upload_int.h"
 
 #define OPEN_AHEAD		2		/* times max_parallel files are open */
+#define OPEN_PART		4		/* and so many of the descriptors at most */
 #define FLUSH_MS		100		/* outcomes are stored at least so often */
 #define PROGRESS_MS		50
 #define TURN_MS			1000
@@ -87,6 +89,7 @@ static void stop_all(SwarmUpload *upload);
 static void answered(SwarmNetRequest *request);
 static void part_sent(SwarmUploadStep *step);
 static void completed(SwarmUploadStep *step);
+static bool is_printable(const char *text);
 static void note_failure(SwarmUploadFile *file, const SwarmNetRequest *request);
 static void show_progress(SwarmUpload *upload);
 
@@ -261,7 +264,9 @@ needs_transaction(SwarmUpload *upload)
 static SwarmUploadFile *
 next_to_open(SwarmUpload *upload)
 {
-	if (upload->unfinished == upload->open || upload->open >= upload->server->max_parallel * OPEN_AHEAD)
+	int			most = Min(upload->server->max_parallel * OPEN_AHEAD, Max(max_safe_fds / OPEN_PART, 1));
+
+	if (upload->unfinished == upload->open || upload->open >= most)
 		return NULL;
 	for (int i = upload->first; i < upload->nfiles; i++)
 	{
@@ -546,7 +551,7 @@ answered(SwarmNetRequest *request)
 			{
 				char	   *id = swarm_s3_xml_text(request->answer, "UploadId", NULL);
 
-				if (id == NULL || *id == '\0' || strlen(id) > UPLOAD_ID_MAX)
+				if (id == NULL || *id == '\0' || strlen(id) > UPLOAD_ID_MAX || !is_printable(id))
 				{
 					strlcpy(file->code, "UnexpectedAnswer", sizeof(file->code));
 					strlcpy(file->error, "the server gave no upload id", sizeof(file->error));
@@ -609,6 +614,17 @@ answered(SwarmNetRequest *request)
 	MemoryContextSwitchTo(old);
 	if (file->context != NULL)
 		MemoryContextDelete(context);	/* else it is gone with the file's */
+}
+
+static bool
+is_printable(const char *text)
+{
+	for (const char *p = text; *p; p++)
+	{
+		if (*p < ' ' || *p > '~')
+			return false;
+	}
+	return true;
 }
 
 static void

@@ -138,7 +138,7 @@ sub until_gone { for (1 .. 100) { last unless s3_parts($s3); select undef, undef
 
 # No room for a temporary file
 sql_fails($node, q{SELECT swarm.s3_export('fake', 'docs', 'x', 'SELECT 1', 'json', '{"encryption": "AES256"}')}, qr/22023.*unknown option "encryption"/s, 'an option of requests is not left out in silence');
-sql_fails($node, q{SET temp_file_limit = '1MB'; SELECT swarm.s3_export('fake', 'docs', 'x', 'SELECT repeat(''x'', 1000) FROM generate_series(1, 10000)', 'json')}, qr/53400/, 'temp_file_limit');
+sql_fails($node, q{SET temp_file_limit = '1MB'; SELECT swarm.s3_export('fake', 'docs', 'x', 'SELECT repeat(''x'', 1000) FROM generate_series(1, 40000)', 'json')}, qr/53400/, 'temp_file_limit');
 is(sql(q{SELECT swarm.s3_head('fake', 'docs', 'x') IS NULL}), 't', '... nothing is stored');
 
 # Many files in a batch, when it is allowed: those that are open at a time are few.
