@@ -24,7 +24,7 @@
 #include "upload/upload_int.h"
 
 #define OPEN_AHEAD		2		/* times max_parallel files are open */
-#define OPEN_PART		4		/* and so many of the descriptors at most */
+#define OPEN_PART		6		/* of the descriptors at most; curl needs more */
 #define FLUSH_MS		100		/* outcomes are stored at least so often */
 #define PROGRESS_MS		50
 #define TURN_MS			1000

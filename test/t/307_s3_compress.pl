@@ -51,7 +51,7 @@ foreach my $name ('plain', 'gzip', 'zstd')
 		is("$r->{status} $r->{count}", '200 ' . keys %sources, "$name, $server: all sources") or diag explain $r;
 		is(sql("SELECT string_agg(DISTINCT coalesce(swarm.s3_head('$server', 'docs', key) ->> 'contentEncoding', 'plain'), ',') FROM swarm.s3_list('$server', 'docs')"), $name, '... the server knows');
 		is(sql("SELECT count(*) FROM unnest(ARRAY['bytea', 'file', 'column', 'packed', 'large', 'csv']) key WHERE swarm.s3_get('$server', 'docs', key) = (SELECT body FROM t)"), '6', '... get gives what it was');
-		is(sql("SELECT convert_from(swarm.s3_get('$server', 'docs', 'json'), 'UTF8')"), qq({"i":1}\n{"i":2}\n{"i":3}), '... and of a query');
+		is(sql("SELECT convert_from(swarm.s3_get('$server', 'docs', 'json'), 'UTF8') = E'{\"i\":1}\\n{\"i\":2}\\n{\"i\":3}\\n'"), 't', '... and of a query');
 	}
 	my $stored = s3_objects($s3);
 	is(join(' ', grep { $stored->{"docs/$_"} eq $text } 'bytea', 'file', 'column', 'packed', 'large', 'csv'), 'bytea file column packed large csv', '... stored as it was') if $name eq 'plain';
@@ -75,7 +75,7 @@ foreach my $name ('plain', 'gzip', 'zstd')
 		my $import = $format eq 'csv' && $name ne 'plain' ? '{"delimiter": ";"}' : '{}';
 		is(sql(qq{SELECT FROM swarm.s3_export('fake', 'docs', 'x', 'SELECT i AS id, repeat(i::text, 10) AS t FROM generate_series(1, 1000) i', '$format', '$export');
 			CREATE TABLE u (id int, t text); SELECT swarm.s3_import('fake', 'docs', 'x', 'u', '$format', '$import'); SELECT sum(id), bool_and(t = repeat(id::text, 10)) FROM u; DROP TABLE u}),
-			"\n1000\n500500|t", "... export and import, $format");
+			"1000\n500500|t", "... export and import, $format");
 	}
 	is(sql(q{SELECT coalesce(swarm.s3_head('fake', 'docs', 'x') ->> 'contentEncoding', 'plain')}), $name, '... the export says so');
 	is(sql("SELECT length(swarm.s3_get('fake', 'docs', 'e')) FROM swarm.s3_upload_sync('fake', 'docs', ARRAY[swarm.s3_file('e', ''::bytea)], '$options')"), '0', '... an empty file');
