@@ -247,6 +247,9 @@ extern void swarm_net_submit(SwarmNetRequest *request);
 /* Drop what is under way; the request counts as finished, failed. */
 extern void swarm_net_cancel(SwarmNetRequest *request, const char *why);
 
+/* Is it waiting or under way? */
+extern bool swarm_net_pending(const SwarmNetRequest *request);
+
 /* End a request now, rather than with its memory context. */
 extern void swarm_net_free(SwarmNetRequest *request);
 

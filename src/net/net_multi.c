@@ -226,6 +226,13 @@ swarm_net_cancel(SwarmNetRequest *request, const char *why)
 	finish(state, false);
 }
 
+bool
+swarm_net_pending(const SwarmNetRequest *request)
+{
+	return !request->finished && request->net->request != NULL &&
+		(request->net->listed || request->net->easy != NULL);
+}
+
 SwarmNetRequest *
 swarm_net_next(void)
 {

@@ -255,6 +255,7 @@ extern void swarm_upload_options(SwarmUpload *upload, Jsonb *options);
 extern bool swarm_upload_option_timestamped(Jsonb *options);
 extern void swarm_upload_check_metadata(Jsonb *metadata);
 extern void swarm_upload_run(SwarmUpload *upload);
+extern void swarm_upload_await_ids(SwarmUpload *upload);
 extern void swarm_upload_drop(SwarmUpload *upload);
 extern Jsonb *swarm_upload_result(SwarmUpload *upload, int64 ms, bool finished);
 

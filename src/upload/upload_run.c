@@ -27,6 +27,7 @@
 #define OPEN_PART		6		/* of the descriptors at most; curl needs more */
 #define FLUSH_MS		100		/* outcomes are stored at least so often */
 #define PROGRESS_MS		50
+#define AWAIT_MS		5000	/* for an id, when all is given up */
 #define TURN_MS			1000
 #define IDLE_MS			50		/* without an event the network is idle */
 #define OPEN_BYTES		(8 * 1024 * 1024)	/* are read between two turns */
@@ -221,6 +222,36 @@ advance(SwarmUpload *upload)
 	while (upload->first < upload->top && is_final(upload->files[upload->first].state) &&
 		   !upload->files[upload->first].dirty)
 		upload->first++;
+}
+
+/*
+ * swarm_upload_await_ids: an upload that is being begun can be aborted only
+ * when its id has come.  Give the server a while to say it.
+ */
+void
+swarm_upload_await_ids(SwarmUpload *upload)
+{
+	int64		until = swarm_net_ms() + AWAIT_MS;
+	bool		awaited = true;
+
+	while (awaited && swarm_net_ms() < until)
+	{
+		SwarmNetRequest *request;
+
+		awaited = false;
+		for (int i = 0; i < upload->top; i++)
+		{
+			SwarmUploadFile *file = &upload->files[i];
+
+			if (file->state == FILE_CREATING && file->requests != NIL)
+				awaited |= swarm_net_pending(((SwarmUploadStep *) linitial(file->requests))->request);
+		}
+		if (!awaited)
+			break;
+		(void) swarm_net_turn(AWAIT_MS / 10);
+		while ((request = swarm_net_next()) != NULL)
+			answered(request);
+	}
 }
 
 /* swarm_upload_drop: end all requests; for the way of an error. */

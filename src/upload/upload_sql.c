@@ -183,6 +183,7 @@ run_here(SwarmUpload *upload)
 		MemoryContextSwitchTo(upload->context);
 		edata = CopyErrorData();
 		FlushErrorState();
+		swarm_upload_await_ids(upload);
 		swarm_upload_drop(upload);
 		upload->cancelled = true;
 		for (int i = 0; i < upload->nfiles; i++)
