@@ -648,14 +648,20 @@ DECLARE
     space int := swarm._namespace_check(caller, namespace, 'write');
     entries text := swarm._memory_table(space);
     n bigint;
+    veto text;
 BEGIN
     IF prefix IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed', MESSAGE = 'prefix must not be null';
+    END IF;
+    veto := swarm._hook_run(caller, 'memory_delete', 'before', jsonb_build_object('namespace', namespace, 'prefix', prefix));
+    IF veto IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'external_routine_exception', MESSAGE = format('operation "memory_delete" was refused: %s', veto);
     END IF;
     EXECUTE format(
         'WITH gone AS (DELETE FROM %s WHERE namespace = $1 AND key ^@ $2 RETURNING expires_at)
          SELECT count(*) FROM gone WHERE expires_at IS NULL OR expires_at > swarm._now()', entries)
     INTO n USING space, prefix;
+    PERFORM swarm._hook_run(caller, 'memory_delete', 'after', jsonb_build_object('namespace', namespace, 'prefix', prefix, 'entries', n));
     RETURN n;
 END $$;
 

@@ -20,6 +20,12 @@ CREATE TABLE swarm._hook (
 SELECT pg_catalog.pg_extension_config_dump('swarm._hook_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._hook', '');
 
+-- base/hook.c: processes keep in mind which events have hooks.
+CREATE FUNCTION swarm._hook_changed() RETURNS trigger
+LANGUAGE c AS 'MODULE_PATHNAME', 'swarm__hook_changed';
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON swarm._hook
+    FOR EACH STATEMENT EXECUTE FUNCTION swarm._hook_changed();
+
 -- Call a function (jsonb) with a role's rights, in a subtransaction, for a time.
 CREATE FUNCTION swarm._agent_call(role oid, proc oid, argument jsonb, timeout_ms int,
     OUT result jsonb, OUT error text, OUT state text, OUT timed_out boolean, OUT ms float8)
@@ -34,14 +40,14 @@ RETURNS SETOF record LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 10 AS 'MODULE_
 -- All hooks of an event and phase, by priority, each as its owner. Returns why
 -- the operation must not be, from the first that says so; what is wrong with a
 -- hook itself harms nobody.
-CREATE FUNCTION swarm._hook_run(caller oid, event text, phase text, payload jsonb) RETURNS text
+CREATE FUNCTION swarm._hook_call(caller oid, event text, phase text, payload jsonb) RETURNS text
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     h swarm._hook;
     r record;
     proc oid;
 BEGIN
-    FOR h IN SELECT * FROM swarm._hook k WHERE k.event = _hook_run.event AND k.phase = _hook_run.phase AND k.enabled ORDER BY k.priority DESC, k.id LOOP
+    FOR h IN SELECT * FROM swarm._hook k WHERE k.event = _hook_call.event AND k.phase = _hook_call.phase AND k.enabled ORDER BY k.priority DESC, k.id LOOP
         proc := to_regprocedure(h.handler || '(pg_catalog.jsonb)');
         IF proc IS NULL THEN
             PERFORM swarm._hook_count(h.id, 1, 0);
@@ -68,7 +74,16 @@ SELECT * FROM (VALUES
     ('agent_stop', 'swarm.agent_stop()'), ('agent_kill', 'swarm.agent_kill()'),
     ('task_submit', 'swarm.task_submit()'), ('task', 'an agent does a task; a veto fails the task'),
     ('progress', 'swarm.agent_progress()'),
-    ('message', 'swarm.agent_message()'), ('handoff', 'swarm.agent_handoff()')) t;
+    ('message', 'swarm.agent_message()'), ('handoff', 'swarm.agent_handoff()'),
+    ('job_enqueue', 'swarm.job_enqueue(), swarm.job_enqueue_many()'),
+    ('job', 'before: a process runs a job, a veto ends it; after: it has ended'),
+    ('memory_store', 'swarm.memory_store(), memory_store_many(), memory_increment()'),
+    ('memory_delete', 'swarm.memory_delete(), memory_clear()'),
+    ('upload', 'before: swarm.s3_upload(), s3_upload_sync(), s3_export(); after: every file has its outcome'),
+    ('query_start', 'swarm.query_start()'), ('query_pause', 'swarm.query_pause()'), ('query_resume', 'swarm.query_resume()'),
+    ('query_terminate', 'swarm.query_terminate()'), ('query_execute_command', 'swarm.query_execute_command()'),
+    ('query_change_permissions', 'swarm.query_change_permissions()'), ('query_change_model', 'swarm.query_change_model()'),
+    ('query_approve', 'swarm.query_approve()')) t;
 END;
 
 CREATE FUNCTION swarm._hook_create(caller oid, event text, phase text, handler regproc, priority int, timeout interval) RETURNS int
