@@ -59,6 +59,9 @@ CREATE TABLE swarm._agent (
     stolen bigint NOT NULL DEFAULT 0,
     busy_ms float8 NOT NULL DEFAULT 0,
     latency_ms float8,
+    day date,
+    day_tasks int NOT NULL DEFAULT 0,
+    day_ms float8 NOT NULL DEFAULT 0,
     error text
 ) WITH (fillfactor = 80);
 CREATE INDEX _agent_choose ON swarm._agent (set, state, last_used);
@@ -323,7 +326,8 @@ WHEN 'type' THEN '{"$schema": "https://json-schema.org/draft/2020-12/schema", "t
     "permission_mode": {"type": "string", "enum": ["default", "acceptEdits", "plan", "bypassPermissions"]},
     "budget": {"type": "object", "additionalProperties": false, "properties": {
       "max_tokens": {"type": "integer", "minimum": 0}, "max_cost": {"type": "number", "minimum": 0},
-      "max_task_time": {"type": "string"}, "max_turns": {"type": "integer", "minimum": 1}}},
+      "max_task_time": {"type": "string"}, "max_turns": {"type": "integer", "minimum": 1},
+      "max_tasks": {"type": "integer", "minimum": 0}, "max_time": {"type": "string"}}},
     "max_attempts": {"type": "integer", "minimum": 1, "maximum": 10000},
     "max_concurrency": {"type": "integer", "minimum": 1}}}'::jsonb
 WHEN 'agent' THEN '{"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "agent to be spawned", "type": "object",
@@ -394,6 +398,7 @@ DECLARE
     t swarm._agent_type;
     old record;
     handler text;
+    hook text;
     proc regprocedure;
 BEGIN
     PERFORM swarm._agent_check(spec, 'type');
@@ -424,6 +429,22 @@ BEGIN
         handler := 'swarm._agent_run_job';
     ELSE
         handler := 'swarm._agent_run_model';
+    END IF;
+    FOR hook IN SELECT spec->'hooks'->>k FROM unnest('{before_task,after_task}'::text[]) k WHERE spec->'hooks' ? k LOOP
+        proc := to_regprocedure(hook || '(pg_catalog.jsonb)');
+        IF proc IS NULL OR strpos(hook, '.') = 0 THEN
+            RAISE EXCEPTION USING ERRCODE = 'undefined_function',
+                MESSAGE = format('invalid type of agents: $.hooks: function %s(jsonb) does not exist', hook), HINT = 'Name it with its schema.';
+        ELSIF NOT has_function_privilege(caller, proc, 'EXECUTE') THEN
+            RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = format('permission denied for function %s', hook);
+        END IF;
+    END LOOP;
+    IF (spec->'budget'->>'max_task_time')::interval <= '0' OR (spec->'budget'->>'max_time')::interval < '0' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'invalid type of agents: $.budget: a time must be positive';
+    END IF;
+    IF spec->>'permission_mode' = 'bypassPermissions' AND NOT has_function_privilege(caller, 'swarm.permission_bypass()', 'EXECUTE') THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = 'permission denied for permission mode "bypassPermissions"',
+            HINT = 'It needs EXECUTE on swarm.permission_bypass().';
     END IF;
     SELECT o.owner, o.builtin INTO old FROM swarm._agent_type o WHERE o.name = spec->>'name' FOR UPDATE;
     IF FOUND AND old.builtin THEN
@@ -714,7 +735,8 @@ BEGIN
         LIMIT 1;
     END IF;
     SELECT * INTO y FROM swarm._agent_type o WHERE o.name = a.type;
-    t.max_attempts := coalesce((task->>'max_attempts')::int, (y.spec->>'max_attempts')::int, 3);
+    t.max_attempts := coalesce((task->>'max_attempts')::int, (y.spec->>'max_attempts')::int,
+        (SELECT p.max_attempts FROM swarm._retry_policy p WHERE p.target = 'agent:' || y.name), 3);
     t.protocol := coalesce(t.protocol, y.spec->>'protocol');
     t.agent := a.id;
     t.assigned_to := a.id;
@@ -888,6 +910,7 @@ DECLARE
     t swarm._agent_task;
     y swarm._agent_type;
     late bigint;
+    today date := (swarm._now() AT TIME ZONE 'UTC')::date;
 BEGIN
     SELECT * INTO a FROM swarm._agent o WHERE o.id = agent_id AND o.owner = caller FOR UPDATE;
     IF a.id IS NULL THEN
@@ -927,7 +950,9 @@ BEGIN
         VALUES (a.id, t.id, 'steal', format('from agent %s', t.agent), swarm._now());
     END IF;
     UPDATE swarm._agent_task o SET state = 'running', agent = a.id, attempts = o.attempts + 1, started_at = swarm._now() WHERE o.id = t.id;
-    UPDATE swarm._agent o SET task = t.id, last_used = clock_timestamp(), affinity = t.affinity WHERE o.id = a.id;
+    UPDATE swarm._agent o SET task = t.id, last_used = clock_timestamp(), affinity = t.affinity, day = today,
+        day_tasks = CASE WHEN o.day = today THEN o.day_tasks ELSE 0 END + 1, day_ms = CASE WHEN o.day = today THEN o.day_ms ELSE 0 END
+    WHERE o.id = a.id;
     a.task := t.id;
     PERFORM swarm._agent_go(a, 'take');
     task := t.id;
@@ -959,8 +984,49 @@ BEGIN
         RETURN;
     END IF;
     code := '38000';
-    veto := coalesce(swarm._hook_run(a.owner, 'task', 'before', jsonb_build_object('agent', a.id, 'type', a.type, 'id', t.id, 'task', t.payload)),
-                    swarm._protocol_phase(a, t, 'before', NULL));
+    veto := coalesce(swarm._agent_budget(a),
+                     swarm._hook_run(a.owner, 'task', 'before', jsonb_build_object('agent', a.id, 'type', a.type, 'id', t.id, 'task', t.payload)),
+                     swarm._agent_type_hook(a, t, 'before_task', '{}'),
+                     swarm._protocol_phase(a, t, 'before', NULL));
+END $$;
+
+-- What the budget of its type allows an agent a day (UTC), this task included:
+-- why it must not begin, or NULL. What models cost is held by module llm.
+CREATE FUNCTION swarm._agent_budget(a swarm._agent) RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+SELECT CASE WHEN a.day_tasks > (y.spec->'budget'->>'max_tasks')::int
+            THEN format('the budget of %s tasks a day is used up', y.spec->'budget'->>'max_tasks')
+            WHEN a.day_ms >= extract(epoch FROM (y.spec->'budget'->>'max_time')::interval) * 1000
+            THEN format('the budget of %s a day is used up', y.spec->'budget'->>'max_time') END
+FROM swarm._agent_type y WHERE y.name = a.type
+$$;
+
+-- A function that the spec of its type names, called as the agent's role. What
+-- is wrong with it is an event, and harms nobody; before a task it can refuse.
+CREATE FUNCTION swarm._agent_type_hook(a swarm._agent, t swarm._agent_task, hook text, more jsonb) RETURNS text
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    name text := (SELECT y.spec->'hooks'->>hook FROM swarm._agent_type y WHERE y.name = a.type);
+    proc oid;
+    r record;
+BEGIN
+    IF name IS NULL THEN
+        RETURN NULL;
+    END IF;
+    proc := to_regprocedure(name || '(pg_catalog.jsonb)');
+    IF proc IS NULL THEN
+        INSERT INTO swarm._agent_event (agent, task, event, detail, at)
+        VALUES (a.id, t.id, 'hook', format('%s: function %s(jsonb) does not exist', hook, name), swarm._now());
+        RETURN NULL;
+    END IF;
+    SELECT * INTO r FROM swarm._agent_call(a.owner, proc,
+        jsonb_build_object('agent', a.id, 'name', a.name, 'type', a.type, 'id', t.id, 'task', t.payload) || more, 10000);
+    IF r.error IS NOT NULL THEN
+        INSERT INTO swarm._agent_event (agent, task, event, detail, at)
+        VALUES (a.id, t.id, 'hook', format('%s: %s', hook, r.error), swarm._now());
+        RETURN NULL;
+    END IF;
+    RETURN CASE WHEN hook = 'before_task' THEN r.result->>'veto' END;
 END $$;
 
 -- The end of a task, or of an attempt of it. Errors: 40001 done, but taken away.
@@ -1007,7 +1073,7 @@ BEGIN
         WHERE o.id = task_id;
     END IF;
     UPDATE swarm._agent o SET task = NULL, pause_wanted = false, lost_in_a_row = 0, done = o.done + (error IS NULL)::int, failed = o.failed + (error IS NOT NULL AND state <> 'BREAK')::int,
-        busy_ms = o.busy_ms + ms, latency_ms = coalesce(o.latency_ms * 0.8 + ms * 0.2, ms)
+        busy_ms = o.busy_ms + ms, day_ms = o.day_ms + ms, latency_ms = coalesce(o.latency_ms * 0.8 + ms * 0.2, ms)
     WHERE o.id = agent_id;
     IF state IS DISTINCT FROM 'BREAK' AND state IS DISTINCT FROM '38000' THEN
         PERFORM swarm._breaker_note('agent:' || a.type, error IS NULL, error);
@@ -1031,6 +1097,7 @@ BEGIN
     IF a.state = 'stopping' THEN
         PERFORM swarm._agent_disperse(a);
     END IF;
+    PERFORM swarm._agent_type_hook(a, t, 'after_task', jsonb_build_object('result', result, 'error', error, 'ms', ms));
     PERFORM swarm._hook_run(a.owner, 'task', 'after', jsonb_build_object('agent', a.id, 'type', a.type, 'id', t.id, 'task', t.payload,
         'result', result, 'error', error, 'ms', ms));
     IF task_id % 100 = 0 THEN
