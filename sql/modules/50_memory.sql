@@ -959,7 +959,7 @@ COMMENT ON FUNCTION swarm.memory_search IS 'entries by words, by meaning, or bot
 
 -- A time as JavaScript writes it.
 CREATE FUNCTION swarm._iso_time(t timestamptz) RETURNS text
-LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE PARALLEL SAFE
 RETURN to_char(t AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"');
 
 CREATE FUNCTION swarm._memory_usage(caller oid, action text, namespace text, key text, value jsonb, ttl int, pattern text)
@@ -1188,8 +1188,10 @@ BEGIN
     IF NOT current_setting('pg_swarm.track_agents')::boolean THEN
         RETURN;
     END IF;
-    IF EXISTS (SELECT FROM swarm._memory m JOIN swarm._namespace_all n ON n.id = m.namespace
-               WHERE n.name = _track.namespace AND m.key = _track.key AND (m.expires_at IS NULL OR m.expires_at > swarm._now())
+    -- all of its namespaces are builtin, so their ids are known
+    IF EXISTS (SELECT FROM swarm._memory m
+               WHERE m.namespace = CASE _track.namespace WHEN 'agent-activities' THEN 2 WHEN 'agent-metrics' THEN 3 WHEN 'wiki-notifications' THEN 4 END
+                 AND m.key = _track.key AND (m.expires_at IS NULL OR m.expires_at > swarm._now())
                  AND NOT pg_has_role(caller, m.owner::oid, 'USAGE')) THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = 'the record belongs to another role';
     END IF;
@@ -1203,7 +1205,7 @@ EXCEPTION WHEN OTHERS THEN
 END $$;
 
 CREATE FUNCTION swarm._millis(t timestamptz) RETURNS bigint
-LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN floor(extract(epoch FROM t) * 1000)::bigint;
 
 CREATE FUNCTION swarm._track_spawn(caller oid, agent_id text, agent_type text, task text) RETURNS jsonb

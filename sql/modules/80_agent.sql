@@ -382,14 +382,16 @@ SELECT coalesce(to_regprocedure(handler || '(pg_catalog.jsonb, swarm.agent)')::o
 $$;
 
 CREATE FUNCTION swarm._sorted(list text[]) RETURNS text[]
-LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-SELECT coalesce(array_agg(DISTINCT x ORDER BY x), '{}') FROM unnest(list) x
-$$;
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+SELECT coalesce(array_agg(DISTINCT x ORDER BY x), '{}') FROM unnest(list) x;
+END;
 
 CREATE FUNCTION swarm._json_list(list jsonb) RETURNS text[]
-LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-SELECT coalesce(array_agg(x), '{}') FROM jsonb_array_elements_text(coalesce(list, '[]')) x
-$$;
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+SELECT coalesce(array_agg(x), '{}') FROM jsonb_array_elements_text(coalesce(list, '[]')) x;
+END;
 
 CREATE FUNCTION swarm._agent_type_create(caller oid, spec jsonb) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -1162,6 +1164,10 @@ DECLARE
     j int;
     names text[]; types text[]; owners oid[]; procs oid[]; layers int[]; errors text[]; ms float8[]; batches int[]; ids bigint[]; vetoed text;
     y swarm._agent_type;
+    schema jsonb := swarm.agent_schema('agent');
+    proc oid;
+    sets int[];
+    own text[];
     dep text;
     layer int := 0;
     waiting int;
@@ -1176,9 +1182,8 @@ DECLARE
     started int;
     batch_id bigint;
     budget_ms int;
-    parents bigint[];
+    last_own text[];
     spawned bigint[] := '{}';
-    new_id bigint;
 BEGIN
     IF jsonb_typeof(agents) IS DISTINCT FROM 'array' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'the agents must be a JSON array of objects';
@@ -1204,23 +1209,26 @@ BEGIN
         e := agents->(i - 1);
         names[i] := CASE WHEN jsonb_typeof(e) = 'object' THEN e->>'name' END;
         types[i] := CASE WHEN jsonb_typeof(e) = 'object' THEN e->>'type' END;
-        errors[i] := swarm._json_misfit(e, swarm.agent_schema('agent'), '$');
+        errors[i] := swarm._json_misfit(e, schema, '$');
         CONTINUE WHEN errors[i] IS NOT NULL;
-        SELECT * INTO y FROM swarm._agent_type t WHERE t.name = types[i];
-        owners[i] := coalesce((SELECT r.oid FROM pg_roles r WHERE r.rolname = coalesce(e->>'role', (SELECT o.rolname FROM pg_roles o WHERE o.oid = caller))), 0);
+        IF y.name IS DISTINCT FROM types[i] THEN
+            SELECT * INTO y FROM swarm._agent_type t WHERE t.name = types[i];
+            proc := swarm._agent_handler(y.handler);
+        END IF;
+        owners[i] := CASE WHEN e ? 'role' THEN coalesce((SELECT r.oid FROM pg_roles r WHERE r.rolname = e->>'role'), 0) ELSE caller END;
         IF names[i] = ANY (names[1 : i - 1]) THEN
             errors[i] := format('$.name: there are two agents "%s" in this call', names[i]);
         ELSIF y.name IS NULL THEN
             errors[i] := format('$.type: type of agents "%s" does not exist', types[i]);
-        ELSIF owners[i] = 0 OR NOT pg_has_role(caller, owners[i],
+        ELSIF owners[i] <> caller AND NOT pg_has_role(caller, owners[i],
             -- from 16 on, membership need not allow SET ROLE
             CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END) THEN
             errors[i] := format('$.role: must be member of role "%s"', coalesce(e->>'role', caller::regrole::text));
         ELSIF EXISTS (SELECT FROM swarm._agent a WHERE a.owner = owners[i] AND a.name = names[i] AND a.state NOT IN ('stopped', 'failed')) THEN
             errors[i] := format('$.name: agent "%s" exists already', names[i]);
         ELSE
-            procs[i] := swarm._agent_handler(y.handler);
-            IF procs[i] = 0 THEN
+            procs[i] := proc;
+            IF proc = 0 THEN
                 errors[i] := format('handler %s(jsonb, swarm.agent) does not exist', y.handler);
             ELSIF y.max_concurrency IS NOT NULL THEN
                 PERFORM FROM swarm._agent_type t WHERE t.name = y.name FOR UPDATE;
@@ -1305,27 +1313,45 @@ BEGIN
 
     -- those that run become rows; rolled back, there is nothing
     batch_id := nextval('swarm._spawn_batch_id_seq');
-    FOR i IN SELECT k FROM generate_series(1, n) k ORDER BY layers[k], k LOOP
+    y := NULL;
+    sets := array_fill(NULL::int, ARRAY[n]);
+    FOR i IN 1 .. n LOOP
         CONTINUE WHEN errors[i] IS NOT NULL;
-        e := agents->(i - 1);
-        SELECT * INTO y FROM swarm._agent_type t WHERE t.name = types[i];
-        SELECT coalesce(array_agg(ids[k] ORDER BY k), '{}') INTO parents
-        FROM generate_series(1, n) k WHERE names[k] IN (SELECT jsonb_array_elements_text(coalesce(e->'depends_on', '[]')));
-        INSERT INTO swarm._agent (id, name, type, owner, set, state, priority, depends_on, metadata, created_at, since, last_used)
-        VALUES (nextval('swarm._agent_id_seq'), names[i], types[i], owners[i],
-                swarm._agent_set_of(owners[i], types[i], swarm._sorted(y.capabilities || swarm._json_list(e->'capabilities'))),
-                'idle', coalesce(e->>'priority', 'medium')::swarm.priority, parents, coalesce(e->'metadata', '{}'), swarm._now(), swarm._now(), swarm._now())
-        ON CONFLICT DO NOTHING RETURNING id INTO new_id;
-        ids[i] := new_id;
-        IF ids[i] IS NULL THEN
-            errors[i] := format('$.name: agent "%s" exists already', names[i]);
-            CONTINUE;
+        ids[i] := nextval('swarm._agent_id_seq');
+        IF y.name IS DISTINCT FROM types[i] THEN
+            SELECT * INTO y FROM swarm._agent_type t WHERE t.name = types[i];
         END IF;
+        own := CASE WHEN agents->(i - 1) ? 'capabilities' THEN swarm._sorted(y.capabilities || swarm._json_list(agents->(i - 1)->'capabilities'))
+                    ELSE y.capabilities END;
+        j := i - 1;
+        sets[i] := CASE WHEN j > 0 AND own = last_own AND types[j] = types[i] AND owners[j] = owners[i] AND sets[j] IS NOT NULL THEN sets[j]
+                        ELSE swarm._agent_set_of(owners[i], types[i], own) END;
+        last_own := own;
+    END LOOP;
+    WITH made AS (
+        INSERT INTO swarm._agent (id, name, type, owner, set, state, priority, depends_on, metadata, created_at, since, last_used)
+        SELECT u.id, u.name, u.type, u.owner, u.set, 'idle', coalesce(u.e->>'priority', 'medium')::swarm.priority,
+               CASE WHEN u.e ? 'depends_on'
+                    THEN (SELECT coalesce(array_agg(DISTINCT ids[array_position(names, d)]), '{}') FROM jsonb_array_elements_text(u.e->'depends_on') d)
+                    ELSE '{}' END,
+               coalesce(u.e->'metadata', '{}'), swarm._now(), swarm._now(), swarm._now()
+        FROM (SELECT x.*, agents->(x.k::int - 1) AS e FROM unnest(ids, names, types, owners, sets) WITH ORDINALITY AS x(id, name, type, owner, set, k)
+              WHERE errors[x.k] IS NULL ORDER BY layers[x.k], x.k) u
+        ON CONFLICT DO NOTHING RETURNING id),
+    told AS (
         INSERT INTO swarm._agent_event (agent, event, from_state, to_state, detail, at)
-        VALUES (ids[i], 'start', 'created', 'starting', format('spawn %s', batch_id), swarm._now()),
-               (ids[i], 'ready', 'starting', 'idle', NULL, swarm._now());
-        PERFORM swarm._track_spawn(owners[i], ids[i]::text, types[i], left(e->>'task', 10000));
-        spawned := spawned || ids[i];
+        SELECT m.id, v.event, v.from_state, v.to_state, v.detail, swarm._now()
+        FROM made m, (VALUES ('start', 'created', 'starting', format('spawn %s', batch_id)), ('ready', 'starting', 'idle', NULL)) v(event, from_state, to_state, detail))
+    SELECT coalesce(array_agg(m.id ORDER BY layers[array_position(ids, m.id)], m.id), '{}') INTO spawned FROM made m;
+    FOR i IN 1 .. n LOOP
+        IF errors[i] IS NULL AND ids[i] <> ALL (spawned) THEN
+            errors[i] := format('$.name: agent "%s" exists already', names[i]);
+        END IF;
+        IF errors[i] IS NULL THEN
+            PERFORM swarm._track_spawn(owners[i], ids[i]::text, types[i], left(agents->(i - 1)->>'task', 10000));
+        ELSE
+            ids[i] := NULL;
+        END IF;
     END LOOP;
     INSERT INTO swarm._spawn_batch VALUES (batch_id, caller, began, n, cardinality(spawned), CASE WHEN parallel THEN mode ELSE 'sequential' END, fallback, batch_size,
         size_now, max_concurrency, extract(epoch FROM clock_timestamp() - began) * 1000, (SELECT max(m) FROM unnest(ms) m));
@@ -1342,7 +1368,14 @@ BEGIN
     END LOOP;
     PERFORM swarm._agent_adopt(spawned);
     FOR i IN 1 .. n LOOP
-        RETURN QUERY SELECT ids[i], names[i], types[i], CASE WHEN errors[i] IS NULL THEN 'spawned' ELSE 'failed' END, errors[i], ms[i], batches[i];
+        agent_id := ids[i];
+        name := names[i];
+        type := types[i];
+        status := CASE WHEN errors[i] IS NULL THEN 'spawned' ELSE 'failed' END;
+        error := errors[i];
+        spawn_ms := ms[i];
+        batch := batches[i];
+        RETURN NEXT;
     END LOOP;
 END $$;
 
