@@ -1244,10 +1244,11 @@ CREATE FUNCTION swarm._track_spawned(caller oid, agent_id text) RETURNS jsonb
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s' AS $$
 BEGIN
-    RETURN (SELECT m.value FROM swarm._memory m JOIN swarm._namespace_all n ON n.id = m.namespace
-            WHERE n.name = 'agent-activities' AND m.key = 'agent-' || agent_id || '-spawn'
+    -- namespace 2 is agent-activities, which is builtin
+    RETURN (SELECT m.value FROM swarm._memory m
+            WHERE m.namespace = 2 AND m.key = 'agent-' || agent_id || '-spawn'
               AND (m.expires_at IS NULL OR m.expires_at > swarm._now())
-              AND (swarm._namespace_may_as(caller, n.id) OR pg_has_role(caller, m.owner::oid, 'USAGE')));
+              AND (swarm._namespace_may_as(caller, m.namespace) OR pg_has_role(caller, m.owner::oid, 'USAGE')));
 EXCEPTION WHEN OTHERS THEN
     RETURN NULL;
 END $$;

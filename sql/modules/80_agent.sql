@@ -97,6 +97,7 @@ CREATE TABLE swarm._agent_task (
     error text
 ) WITH (fillfactor = 80);
 CREATE INDEX _agent_task_next ON swarm._agent_task (agent, rank) WHERE state = 'queued';
+CREATE INDEX _agent_task_deadline ON swarm._agent_task (agent, deadline) WHERE state = 'queued' AND deadline IS NOT NULL;
 CREATE INDEX _agent_task_parent ON swarm._agent_task (parent) WHERE parent IS NOT NULL;
 CREATE INDEX _agent_task_finished ON swarm._agent_task (finished_at) WHERE finished_at IS NOT NULL;
 
@@ -841,12 +842,20 @@ BEGIN
         RETURN;
     ELSIF bad IS NOT NULL THEN
         UPDATE swarm._agent_task o SET state = 'failed', error = bad, finished_at = swarm._now() WHERE o.id = whole;
-    ELSIF t.agent IS NOT NULL AND t.payload <> 'null' THEN
+    ELSIF t.payload <> 'null' THEN
         UPDATE swarm._agent_task o SET state = 'queued',
             payload = CASE jsonb_typeof(t.payload) WHEN 'object' THEN t.payload ELSE jsonb_build_object('task', t.payload) END
                       || jsonb_build_object('parts', results)
         WHERE o.id = whole;
-        PERFORM swarm._agent_job(t.owner, t.agent, t.priority::text, swarm._now());
+        IF t.agent IS NOT NULL THEN
+            PERFORM swarm._agent_job(t.owner, t.agent, t.priority::text, swarm._now());
+        ELSE
+            -- there was nobody for it when it was submitted
+            SELECT f.agent_id INTO t.agent FROM swarm._agent_find(t.submitter, t.capabilities, NULL, 4, t.type, t.affinity) f LIMIT 1;
+            IF FOUND THEN
+                PERFORM swarm._agent_assign(whole, t.agent);
+            END IF;
+        END IF;
         RETURN;
     ELSE
         UPDATE swarm._agent_task o SET state = 'done', result = results, finished_at = swarm._now() WHERE o.id = whole;
@@ -912,7 +921,9 @@ DECLARE
     t swarm._agent_task;
     y swarm._agent_type;
     late bigint;
-    today date := (swarm._now() AT TIME ZONE 'UTC')::date;
+    peer bigint;
+    clock timestamptz := swarm._now();
+    today date := (clock AT TIME ZONE 'UTC')::date;
 BEGIN
     SELECT * INTO a FROM swarm._agent o WHERE o.id = agent_id AND o.owner = caller FOR UPDATE;
     IF a.id IS NULL THEN
@@ -930,21 +941,23 @@ BEGIN
     SELECT * INTO s FROM swarm._agent_set o WHERE o.id = a.set;
     -- too late: nobody wants it any more
     FOR late IN UPDATE swarm._agent_task o SET state = 'failed', error = 'its deadline was over before it began', finished_at = swarm._now()
-                WHERE o.agent = a.id AND o.state = 'queued' AND o.deadline < swarm._now() RETURNING o.id LOOP
+                WHERE o.agent = a.id AND o.state = 'queued' AND o.deadline IS NOT NULL AND o.deadline < clock RETURNING o.id LOOP
         PERFORM swarm._task_ended(late);
         PERFORM swarm._agent_join((SELECT o.parent FROM swarm._agent_task o WHERE o.id = late));
     END LOOP;
-    SELECT * INTO t FROM swarm._agent_task o WHERE o.agent = a.id AND o.state = 'queued' AND o.run_at <= swarm._now()
+    SELECT * INTO t FROM swarm._agent_task o WHERE o.agent = a.id AND o.state = 'queued' AND o.run_at <= clock
     ORDER BY o.rank, o.id LIMIT 1 FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         -- help a busy one of the same type and role
-        SELECT o.* INTO t FROM swarm._agent peer
-        JOIN swarm._agent_set ps ON ps.id = peer.set
-        JOIN swarm._agent_task o ON o.agent = peer.id AND o.state = 'queued'
-        WHERE ps.owner = a.owner AND ps.type = a.type AND peer.id <> a.id AND peer.state = 'busy'
-          AND NOT o.pinned AND o.run_at <= swarm._now() AND s.capabilities @> o.capabilities
-        ORDER BY o.rank, o.id LIMIT 1 FOR UPDATE OF o SKIP LOCKED;
-        IF NOT FOUND THEN
+        FOR peer IN SELECT o.id FROM swarm._agent_set os JOIN swarm._agent o ON o.set = os.id AND o.state = 'busy',
+                LATERAL (SELECT q.rank FROM swarm._agent_task q WHERE q.agent = o.id AND q.state = 'queued' AND NOT q.pinned AND q.run_at <= clock
+                         AND s.capabilities @> q.capabilities ORDER BY q.rank LIMIT 1) f
+            WHERE os.owner = a.owner AND os.type = a.type AND o.id <> a.id ORDER BY f.rank LOOP
+            SELECT * INTO t FROM swarm._agent_task q WHERE q.agent = peer AND q.state = 'queued' AND NOT q.pinned AND q.run_at <= clock
+                AND s.capabilities @> q.capabilities ORDER BY q.rank, q.id LIMIT 1 FOR UPDATE SKIP LOCKED;
+            EXIT WHEN FOUND;
+        END LOOP;
+        IF t.id IS NULL THEN
             RETURN;
         END IF;
         UPDATE swarm._agent o SET stolen = o.stolen + 1 WHERE o.id = a.id;
@@ -975,6 +988,7 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp 
 DECLARE
     a swarm._agent;
     t swarm._agent_task;
+    spec jsonb;
     closed_at timestamptz;
 BEGIN
     SELECT * INTO a FROM swarm._agent o WHERE o.id = agent_id;
@@ -986,36 +1000,31 @@ BEGIN
         RETURN;
     END IF;
     code := '38000';
-    veto := coalesce(swarm._agent_budget(a),
+    SELECT y.spec INTO spec FROM swarm._agent_type y WHERE y.name = a.type;
+    veto := coalesce(CASE WHEN spec ? 'budget' THEN swarm._agent_budget(a, spec->'budget') END,
                      swarm._hook_run(a.owner, 'task', 'before', jsonb_build_object('agent', a.id, 'type', a.type, 'id', t.id, 'task', t.payload)),
-                     swarm._agent_type_hook(a, t, 'before_task', '{}'),
+                     CASE WHEN spec->'hooks' ? 'before_task' THEN swarm._agent_type_hook(a, t, 'before_task', spec->'hooks'->>'before_task', '{}') END,
                      swarm._protocol_phase(a, t, 'before', NULL));
 END $$;
 
 -- What the budget of its type allows an agent a day (UTC), this task included:
 -- why it must not begin, or NULL. What models cost is held by module llm.
-CREATE FUNCTION swarm._agent_budget(a swarm._agent) RETURNS text
-LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-SELECT CASE WHEN a.day_tasks > (y.spec->'budget'->>'max_tasks')::int
-            THEN format('the budget of %s tasks a day is used up', y.spec->'budget'->>'max_tasks')
-            WHEN a.day_ms >= extract(epoch FROM (y.spec->'budget'->>'max_time')::interval) * 1000
-            THEN format('the budget of %s a day is used up', y.spec->'budget'->>'max_time') END
-FROM swarm._agent_type y WHERE y.name = a.type
+CREATE FUNCTION swarm._agent_budget(a swarm._agent, budget jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+SELECT CASE WHEN a.day_tasks > (budget->>'max_tasks')::int
+            THEN format('the budget of %s tasks a day is used up', budget->>'max_tasks')
+            WHEN a.day_ms >= extract(epoch FROM (budget->>'max_time')::interval) * 1000
+            THEN format('the budget of %s a day is used up', budget->>'max_time') END
 $$;
 
 -- A function that the spec of its type names, called as the agent's role. What
 -- is wrong with it is an event, and harms nobody; before a task it can refuse.
-CREATE FUNCTION swarm._agent_type_hook(a swarm._agent, t swarm._agent_task, hook text, more jsonb) RETURNS text
+CREATE FUNCTION swarm._agent_type_hook(a swarm._agent, t swarm._agent_task, hook text, name text, more jsonb) RETURNS text
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    name text := (SELECT y.spec->'hooks'->>hook FROM swarm._agent_type y WHERE y.name = a.type);
-    proc oid;
+    proc oid := to_regprocedure(name || '(pg_catalog.jsonb)');
     r record;
 BEGIN
-    IF name IS NULL THEN
-        RETURN NULL;
-    END IF;
-    proc := to_regprocedure(name || '(pg_catalog.jsonb)');
     IF proc IS NULL THEN
         INSERT INTO swarm._agent_event (agent, task, event, detail, at)
         VALUES (a.id, t.id, 'hook', format('%s: function %s(jsonb) does not exist', hook, name), swarm._now());
@@ -1040,6 +1049,7 @@ DECLARE
     t swarm._agent_task;
     ended boolean := true;
     verdict record;
+    after_task text;
     ms float8 := us / 1000.0;
 BEGIN
     SELECT * INTO a FROM swarm._agent o WHERE o.id = agent_id FOR UPDATE;
@@ -1088,6 +1098,12 @@ BEGIN
         PERFORM swarm._protocol_phase(a, t, 'after', jsonb_build_object('result', result, 'error', error, 'ms', ms));
         PERFORM swarm._task_ended(task_id);
         PERFORM swarm._agent_join(t.parent);
+        IF error IS NOT NULL AND t.payload ? 'handoff' AND jsonb_typeof(t.payload->'from') = 'number'
+           AND EXISTS (SELECT FROM swarm._agent_event v WHERE v.agent = (t.payload->>'from')::bigint AND v.task = t.id AND v.event = 'handoff') THEN
+            -- who handed it over has to know
+            PERFORM swarm._agent_tell(a.id, (t.payload->>'from')::bigint, 'escalate',
+                jsonb_build_object('task', t.id, 'error', error, 'handoff', t.payload->'handoff'));
+        END IF;
         PERFORM swarm._track_completion(a.owner, a.id::text, CASE WHEN error IS NULL THEN 'success' ELSE 'error' END,
                                         left(result::text, 1000), error);
     ELSIF verdict.fallback IS NOT NULL OR a.state = 'stopping' THEN
@@ -1099,7 +1115,10 @@ BEGIN
     IF a.state = 'stopping' THEN
         PERFORM swarm._agent_disperse(a);
     END IF;
-    PERFORM swarm._agent_type_hook(a, t, 'after_task', jsonb_build_object('result', result, 'error', error, 'ms', ms));
+    SELECT y.spec->'hooks'->>'after_task' INTO after_task FROM swarm._agent_type y WHERE y.name = a.type;
+    IF after_task IS NOT NULL THEN
+        PERFORM swarm._agent_type_hook(a, t, 'after_task', after_task, jsonb_build_object('result', result, 'error', error, 'ms', ms));
+    END IF;
     PERFORM swarm._hook_run(a.owner, 'task', 'after', jsonb_build_object('agent', a.id, 'type', a.type, 'id', t.id, 'task', t.payload,
         'result', result, 'error', error, 'ms', ms));
     IF task_id % 100 = 0 THEN
@@ -1220,9 +1239,9 @@ BEGIN
             errors[i] := format('$.name: there are two agents "%s" in this call', names[i]);
         ELSIF y.name IS NULL THEN
             errors[i] := format('$.type: type of agents "%s" does not exist', types[i]);
-        ELSIF owners[i] <> caller AND NOT pg_has_role(caller, owners[i],
+        ELSIF owners[i] = 0 OR (owners[i] <> caller AND NOT pg_has_role(caller, owners[i],
             -- from 16 on, membership need not allow SET ROLE
-            CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END) THEN
+            CASE WHEN current_setting('server_version_num')::int >= 160000) THEN 'SET' ELSE 'MEMBER' END) THEN
             errors[i] := format('$.role: must be member of role "%s"', coalesce(e->>'role', caller::regrole::text));
         ELSIF EXISTS (SELECT FROM swarm._agent a WHERE a.owner = owners[i] AND a.name = names[i] AND a.state NOT IN ('stopped', 'failed')) THEN
             errors[i] := format('$.name: agent "%s" exists already', names[i]);
@@ -1367,6 +1386,11 @@ BEGIN
         PERFORM swarm._hook_run(caller, 'agent_spawn', 'after', jsonb_build_object('id', ids[i], 'name', names[i], 'type', types[i], 'error', errors[i]));
     END LOOP;
     PERFORM swarm._agent_adopt(spawned);
+    -- help busy ones of the same type and role that have more than they do
+    PERFORM swarm._agent_wake(x.id) FROM unnest(spawned) x(id) JOIN swarm._agent o ON o.id = x.id
+    WHERE EXISTS (SELECT FROM swarm._agent_set os JOIN swarm._agent p ON p.set = os.id AND p.state = 'busy'
+                  JOIN swarm._agent_task q ON q.agent = p.id AND q.state = 'queued' AND NOT q.pinned
+                  WHERE os.owner = o.owner AND os.type = o.type);
     FOR i IN 1 .. n LOOP
         agent_id := ids[i];
         name := names[i];
@@ -1429,9 +1453,19 @@ DECLARE
     a swarm._agent := swarm._agent_get(caller, agent_id);
     state_now text;
     s record;
+    most int;
 BEGIN
     PERFORM swarm._agent_command(caller, a, 'resume', 'before');
     IF a.state IN ('stopped', 'failed') THEN
+        SELECT t.max_concurrency INTO most FROM swarm._agent_type t WHERE t.name = a.type FOR UPDATE;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('type of agents "%s" does not exist', a.type);
+        ELSIF (SELECT count(*) FROM swarm._agent o WHERE o.type = a.type AND o.state NOT IN ('stopped', 'failed')) >= most THEN
+            RAISE EXCEPTION USING ERRCODE = 'configuration_limit_exceeded',
+                MESSAGE = format('there are %s agents of type "%s" already, its max_concurrency', most, a.type);
+        ELSIF EXISTS (SELECT FROM swarm._agent o WHERE o.owner = a.owner AND o.name = a.name AND o.id <> a.id AND o.state NOT IN ('stopped', 'failed')) THEN
+            RAISE EXCEPTION USING ERRCODE = 'duplicate_object', MESSAGE = format('agent "%s" exists already', a.name);
+        END IF;
         a.state := swarm._agent_go(a, 'start');
         SELECT * INTO s FROM swarm._agent_start(ARRAY[a.owner::oid],
             (SELECT ARRAY[swarm._agent_handler(t.handler)] FROM swarm._agent_type t WHERE t.name = a.type), 1, 1, 30000, false);
