@@ -1241,7 +1241,7 @@ BEGIN
             errors[i] := format('$.type: type of agents "%s" does not exist', types[i]);
         ELSIF owners[i] = 0 OR (owners[i] <> caller AND NOT pg_has_role(caller, owners[i],
             -- from 16 on, membership need not allow SET ROLE
-            CASE WHEN current_setting('server_version_num')::int >= 160000) THEN 'SET' ELSE 'MEMBER' END) THEN
+            CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END)) THEN
             errors[i] := format('$.role: must be member of role "%s"', coalesce(e->>'role', caller::regrole::text));
         ELSIF EXISTS (SELECT FROM swarm._agent a WHERE a.owner = owners[i] AND a.name = names[i] AND a.state NOT IN ('stopped', 'failed')) THEN
             errors[i] := format('$.name: agent "%s" exists already', names[i]);

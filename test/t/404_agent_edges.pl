@@ -18,7 +18,7 @@ sub spawn
 
 	return sql("SELECT string_agg(status || coalesce(' ' || error, ''), ',') FROM swarm.agent_spawn('[$agents]', timeout => '$wait s')");
 }
-sub id { return sql("SELECT id FROM swarm.agents WHERE name = '$_[0]'") }
+sub id { return sql("SELECT id FROM swarm.agents WHERE name = '$_[0]' ORDER BY id DESC LIMIT 1") }
 
 $node->safe_psql('postgres', <<'X');
 CREATE FUNCTION work(task jsonb, agent swarm.agent) RETURNS jsonb LANGUAGE plpgsql AS $$
