@@ -206,7 +206,8 @@ call(const char *event, SwarmHookPhase phase, Oid role, Datum payload)
 		swarm_spi_begin(&spi);
 		(void) swarm_spi_execute("SELECT swarm._hook_call($1, $2, $3, $4)", 4, types, values, NULL);
 		text = swarm_spi_text(0, 1);
-		if (text != NULL)
+
+		if (text !=NULL)
 			veto = MemoryContextStrdup(caller, text);
 		swarm_spi_end(&spi);
 	}

@@ -200,7 +200,8 @@ typedef struct SwarmShard
 	int			scheduler_pid;	/* 0 = none */
 	Latch	   *scheduler_latch;
 	TimestampTz scheduler_since;
-	uint32		scheduler_wakes;	/* counts calls of swarm_shard_wake_scheduler() */
+	uint32		scheduler_wakes;	/* counts calls of
+									 * swarm_shard_wake_scheduler() */
 	TimestampTz restart_at;		/* not before */
 	int			restarts;		/* in a row, for the backoff */
 	bool		starting;		/* registered, not yet attached */

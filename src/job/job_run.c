@@ -264,7 +264,8 @@ run_one(SwarmSlot *slot, SwarmClaim *claim, Outcome *out, bool alone)
 	veto = swarm_job_ask_hooks(&row);
 	if (veto != NULL)
 	{
-		row.max_attempts = row.attempts + 1;	/* another one would end the same */
+		row.max_attempts = row.attempts + 1;	/* another one would end the
+												 * same */
 		record_failure(slot, claim, &row, ERRCODE_EXTERNAL_ROUTINE_EXCEPTION, veto, out);
 	}
 	else if (procedure)
