@@ -223,6 +223,7 @@ typedef struct SwarmShard
 	/* work */
 	dlist_head	ring;			/* queues with jobs that may run */
 	int64		scan_from;		/* lowest id that may be missing in memory */
+	bool		sweeping;		/* ... apart from what is being read just now */
 	int64		prepared_from;	/* lowest id a prepared transaction may hold */
 	uint32		prepared_count; /* counts changes of it */
 	TimestampTz disk_due;		/* earliest timer left on disk */
@@ -281,6 +282,7 @@ extern SwarmShard *swarm_shard_at(int i);	/* any state; 0..max-1 */
 extern SwarmSlot *swarm_slot_at(int i);
 extern int	swarm_slot_number(const SwarmSlot *slot);
 extern void swarm_shard_wake_scheduler(SwarmShard *shard);
+extern bool swarm_shard_has_ready(const SwarmShard *shard);
 extern void swarm_shard_wake_all(SwarmShard *shard);
 extern void swarm_shard_stop_runners(SwarmShard *shard);
 extern void swarm_slot_cancel(SwarmSlot *slot, const char *reason);
