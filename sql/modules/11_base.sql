@@ -11,3 +11,9 @@ AS 'MODULE_PATHNAME', 'swarm_clock_advance';
 CREATE FUNCTION swarm._fault_arm(name text, action text = 'error', skip int = 0, times int = 1)
 RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_fault_arm';
+
+-- Call the hooks that users have made for an operation (src/base/hook.h): why
+-- it must not be, or NULL. Costs next to nothing where there are none.
+CREATE FUNCTION swarm._hook_run(caller oid, event text, phase text, payload jsonb) RETURNS text
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'swarm__hook_run';

@@ -653,14 +653,20 @@ DECLARE
     space int := swarm._namespace_check(caller, namespace, 'write');
     entries text := swarm._memory_table(space);
     n bigint;
+    veto text;
 BEGIN
     IF prefix IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed', MESSAGE = 'prefix must not be null';
+    END IF;
+    veto := swarm._hook_run(caller, 'memory_delete', 'before', jsonb_build_object('namespace', namespace, 'prefix', prefix));
+    IF veto IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'external_routine_exception', MESSAGE = format('operation "memory_delete" was refused: %s', veto);
     END IF;
     EXECUTE format(
         'WITH gone AS (DELETE FROM %s WHERE namespace = $1 AND key ^@ $2 RETURNING expires_at)
          SELECT count(*) FROM gone WHERE expires_at IS NULL OR expires_at > swarm._now()', entries)
     INTO n USING space, prefix;
+    PERFORM swarm._hook_run(caller, 'memory_delete', 'after', jsonb_build_object('namespace', namespace, 'prefix', prefix, 'entries', n));
     RETURN n;
 END $$;
 
@@ -970,7 +976,7 @@ COMMENT ON FUNCTION swarm.memory_search IS 'entries by words, by meaning, or bot
 
 -- A time as JavaScript writes it.
 CREATE FUNCTION swarm._iso_time(t timestamptz) RETURNS text
-LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE PARALLEL SAFE
 RETURN to_char(t AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"');
 
 CREATE FUNCTION swarm._memory_usage(caller oid, action text, namespace text, key text, value jsonb, ttl int, pattern text)
@@ -1199,8 +1205,10 @@ BEGIN
     IF NOT current_setting('pg_swarm.track_agents')::boolean THEN
         RETURN;
     END IF;
-    IF EXISTS (SELECT FROM swarm._memory m JOIN swarm._namespace_all n ON n.id = m.namespace
-               WHERE n.name = _track.namespace AND m.key = _track.key AND (m.expires_at IS NULL OR m.expires_at > swarm._now())
+    -- all of its namespaces are builtin, so their ids are known
+    IF EXISTS (SELECT FROM swarm._memory m
+               WHERE m.namespace = CASE _track.namespace WHEN 'agent-activities' THEN 2 WHEN 'agent-metrics' THEN 3 WHEN 'wiki-notifications' THEN 4 END
+                 AND m.key = _track.key AND (m.expires_at IS NULL OR m.expires_at > swarm._now())
                  AND NOT pg_has_role(caller, m.owner::oid, 'USAGE')) THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = 'the record belongs to another role';
     END IF;
@@ -1214,7 +1222,7 @@ EXCEPTION WHEN OTHERS THEN
 END $$;
 
 CREATE FUNCTION swarm._millis(t timestamptz) RETURNS bigint
-LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN floor(extract(epoch FROM t) * 1000)::bigint;
 
 CREATE FUNCTION swarm._track_spawn(caller oid, agent_id text, agent_type text, task text) RETURNS jsonb
@@ -1253,10 +1261,11 @@ CREATE FUNCTION swarm._track_spawned(caller oid, agent_id text) RETURNS jsonb
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s' AS $$
 BEGIN
-    RETURN (SELECT m.value FROM swarm._memory m JOIN swarm._namespace_all n ON n.id = m.namespace
-            WHERE n.name = 'agent-activities' AND m.key = 'agent-' || agent_id || '-spawn'
+    -- namespace 2 is agent-activities, which is builtin
+    RETURN (SELECT m.value FROM swarm._memory m
+            WHERE m.namespace = 2 AND m.key = 'agent-' || agent_id || '-spawn'
               AND (m.expires_at IS NULL OR m.expires_at > swarm._now())
-              AND (swarm._namespace_may_as(caller, n.id) OR pg_has_role(caller, m.owner::oid, 'USAGE')));
+              AND (swarm._namespace_may_as(caller, m.namespace) OR pg_has_role(caller, m.owner::oid, 'USAGE')));
 EXCEPTION WHEN OTHERS THEN
     RETURN NULL;
 END $$;

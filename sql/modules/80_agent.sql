@@ -59,6 +59,9 @@ CREATE TABLE swarm._agent (
     stolen bigint NOT NULL DEFAULT 0,
     busy_ms float8 NOT NULL DEFAULT 0,
     latency_ms float8,
+    day date,
+    day_tasks int NOT NULL DEFAULT 0,
+    day_ms float8 NOT NULL DEFAULT 0,
     error text
 ) WITH (fillfactor = 80);
 CREATE INDEX _agent_choose ON swarm._agent (set, state, last_used);
@@ -94,6 +97,7 @@ CREATE TABLE swarm._agent_task (
     error text
 ) WITH (fillfactor = 80);
 CREATE INDEX _agent_task_next ON swarm._agent_task (agent, rank) WHERE state = 'queued';
+CREATE INDEX _agent_task_deadline ON swarm._agent_task (agent, deadline) WHERE state = 'queued' AND deadline IS NOT NULL;
 CREATE INDEX _agent_task_parent ON swarm._agent_task (parent) WHERE parent IS NOT NULL;
 CREATE INDEX _agent_task_finished ON swarm._agent_task (finished_at) WHERE finished_at IS NOT NULL;
 
@@ -323,7 +327,8 @@ WHEN 'type' THEN '{"$schema": "https://json-schema.org/draft/2020-12/schema", "t
     "permission_mode": {"type": "string", "enum": ["default", "acceptEdits", "plan", "bypassPermissions"]},
     "budget": {"type": "object", "additionalProperties": false, "properties": {
       "max_tokens": {"type": "integer", "minimum": 0}, "max_cost": {"type": "number", "minimum": 0},
-      "max_task_time": {"type": "string"}, "max_turns": {"type": "integer", "minimum": 1}}},
+      "max_task_time": {"type": "string"}, "max_turns": {"type": "integer", "minimum": 1},
+      "max_tasks": {"type": "integer", "minimum": 0}, "max_time": {"type": "string"}}},
     "max_attempts": {"type": "integer", "minimum": 1, "maximum": 10000},
     "max_concurrency": {"type": "integer", "minimum": 1}}}'::jsonb
 WHEN 'agent' THEN '{"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "agent to be spawned", "type": "object",
@@ -378,14 +383,16 @@ SELECT coalesce(to_regprocedure(handler || '(pg_catalog.jsonb, swarm.agent)')::o
 $$;
 
 CREATE FUNCTION swarm._sorted(list text[]) RETURNS text[]
-LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-SELECT coalesce(array_agg(DISTINCT x ORDER BY x), '{}') FROM unnest(list) x
-$$;
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+SELECT coalesce(array_agg(DISTINCT x ORDER BY x), '{}') FROM unnest(list) x;
+END;
 
 CREATE FUNCTION swarm._json_list(list jsonb) RETURNS text[]
-LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-SELECT coalesce(array_agg(x), '{}') FROM jsonb_array_elements_text(coalesce(list, '[]')) x
-$$;
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+SELECT coalesce(array_agg(x), '{}') FROM jsonb_array_elements_text(coalesce(list, '[]')) x;
+END;
 
 CREATE FUNCTION swarm._agent_type_create(caller oid, spec jsonb) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -394,6 +401,7 @@ DECLARE
     t swarm._agent_type;
     old record;
     handler text;
+    hook text;
     proc regprocedure;
 BEGIN
     PERFORM swarm._agent_check(spec, 'type');
@@ -424,6 +432,22 @@ BEGIN
         handler := 'swarm._agent_run_job';
     ELSE
         handler := 'swarm._agent_run_model';
+    END IF;
+    FOR hook IN SELECT spec->'hooks'->>k FROM unnest('{before_task,after_task}'::text[]) k WHERE spec->'hooks' ? k LOOP
+        proc := to_regprocedure(hook || '(pg_catalog.jsonb)');
+        IF proc IS NULL OR strpos(hook, '.') = 0 THEN
+            RAISE EXCEPTION USING ERRCODE = 'undefined_function',
+                MESSAGE = format('invalid type of agents: $.hooks: function %s(jsonb) does not exist', hook), HINT = 'Name it with its schema.';
+        ELSIF NOT has_function_privilege(caller, proc, 'EXECUTE') THEN
+            RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = format('permission denied for function %s', hook);
+        END IF;
+    END LOOP;
+    IF (spec->'budget'->>'max_task_time')::interval <= '0' OR (spec->'budget'->>'max_time')::interval < '0' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'invalid type of agents: $.budget: a time must be positive';
+    END IF;
+    IF spec->>'permission_mode' = 'bypassPermissions' AND NOT has_function_privilege(caller, 'swarm.permission_bypass()', 'EXECUTE') THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = 'permission denied for permission mode "bypassPermissions"',
+            HINT = 'It needs EXECUTE on swarm.permission_bypass().';
     END IF;
     SELECT o.owner, o.builtin INTO old FROM swarm._agent_type o WHERE o.name = spec->>'name' FOR UPDATE;
     IF FOUND AND old.builtin THEN
@@ -714,7 +738,8 @@ BEGIN
         LIMIT 1;
     END IF;
     SELECT * INTO y FROM swarm._agent_type o WHERE o.name = a.type;
-    t.max_attempts := coalesce((task->>'max_attempts')::int, (y.spec->>'max_attempts')::int, 3);
+    t.max_attempts := coalesce((task->>'max_attempts')::int, (y.spec->>'max_attempts')::int,
+        (SELECT p.max_attempts FROM swarm._retry_policy p WHERE p.target = 'agent:' || y.name), 3);
     t.protocol := coalesce(t.protocol, y.spec->>'protocol');
     t.agent := a.id;
     t.assigned_to := a.id;
@@ -817,12 +842,20 @@ BEGIN
         RETURN;
     ELSIF bad IS NOT NULL THEN
         UPDATE swarm._agent_task o SET state = 'failed', error = bad, finished_at = swarm._now() WHERE o.id = whole;
-    ELSIF t.agent IS NOT NULL AND t.payload <> 'null' THEN
+    ELSIF t.payload <> 'null' THEN
         UPDATE swarm._agent_task o SET state = 'queued',
             payload = CASE jsonb_typeof(t.payload) WHEN 'object' THEN t.payload ELSE jsonb_build_object('task', t.payload) END
                       || jsonb_build_object('parts', results)
         WHERE o.id = whole;
-        PERFORM swarm._agent_job(t.owner, t.agent, t.priority::text, swarm._now());
+        IF t.agent IS NOT NULL THEN
+            PERFORM swarm._agent_job(t.owner, t.agent, t.priority::text, swarm._now());
+        ELSE
+            -- there was nobody for it when it was submitted
+            SELECT f.agent_id INTO t.agent FROM swarm._agent_find(t.submitter, t.capabilities, NULL, 4, t.type, t.affinity) f LIMIT 1;
+            IF FOUND THEN
+                PERFORM swarm._agent_assign(whole, t.agent);
+            END IF;
+        END IF;
         RETURN;
     ELSE
         UPDATE swarm._agent_task o SET state = 'done', result = results, finished_at = swarm._now() WHERE o.id = whole;
@@ -888,6 +921,9 @@ DECLARE
     t swarm._agent_task;
     y swarm._agent_type;
     late bigint;
+    peer bigint;
+    clock timestamptz := swarm._now();
+    today date := (clock AT TIME ZONE 'UTC')::date;
 BEGIN
     SELECT * INTO a FROM swarm._agent o WHERE o.id = agent_id AND o.owner = caller FOR UPDATE;
     IF a.id IS NULL THEN
@@ -905,21 +941,23 @@ BEGIN
     SELECT * INTO s FROM swarm._agent_set o WHERE o.id = a.set;
     -- too late: nobody wants it any more
     FOR late IN UPDATE swarm._agent_task o SET state = 'failed', error = 'its deadline was over before it began', finished_at = swarm._now()
-                WHERE o.agent = a.id AND o.state = 'queued' AND o.deadline < swarm._now() RETURNING o.id LOOP
+                WHERE o.agent = a.id AND o.state = 'queued' AND o.deadline IS NOT NULL AND o.deadline < clock RETURNING o.id LOOP
         PERFORM swarm._task_ended(late);
         PERFORM swarm._agent_join((SELECT o.parent FROM swarm._agent_task o WHERE o.id = late));
     END LOOP;
-    SELECT * INTO t FROM swarm._agent_task o WHERE o.agent = a.id AND o.state = 'queued' AND o.run_at <= swarm._now()
+    SELECT * INTO t FROM swarm._agent_task o WHERE o.agent = a.id AND o.state = 'queued' AND o.run_at <= clock
     ORDER BY o.rank, o.id LIMIT 1 FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         -- help a busy one of the same type and role
-        SELECT o.* INTO t FROM swarm._agent peer
-        JOIN swarm._agent_set ps ON ps.id = peer.set
-        JOIN swarm._agent_task o ON o.agent = peer.id AND o.state = 'queued'
-        WHERE ps.owner = a.owner AND ps.type = a.type AND peer.id <> a.id AND peer.state = 'busy'
-          AND NOT o.pinned AND o.run_at <= swarm._now() AND s.capabilities @> o.capabilities
-        ORDER BY o.rank, o.id LIMIT 1 FOR UPDATE OF o SKIP LOCKED;
-        IF NOT FOUND THEN
+        FOR peer IN SELECT o.id FROM swarm._agent_set os JOIN swarm._agent o ON o.set = os.id AND o.state = 'busy',
+                LATERAL (SELECT q.rank FROM swarm._agent_task q WHERE q.agent = o.id AND q.state = 'queued' AND NOT q.pinned AND q.run_at <= clock
+                         AND s.capabilities @> q.capabilities ORDER BY q.rank LIMIT 1) f
+            WHERE os.owner = a.owner AND os.type = a.type AND o.id <> a.id ORDER BY f.rank LOOP
+            SELECT * INTO t FROM swarm._agent_task q WHERE q.agent = peer AND q.state = 'queued' AND NOT q.pinned AND q.run_at <= clock
+                AND s.capabilities @> q.capabilities ORDER BY q.rank, q.id LIMIT 1 FOR UPDATE SKIP LOCKED;
+            EXIT WHEN FOUND;
+        END LOOP;
+        IF t.id IS NULL THEN
             RETURN;
         END IF;
         UPDATE swarm._agent o SET stolen = o.stolen + 1 WHERE o.id = a.id;
@@ -927,7 +965,9 @@ BEGIN
         VALUES (a.id, t.id, 'steal', format('from agent %s', t.agent), swarm._now());
     END IF;
     UPDATE swarm._agent_task o SET state = 'running', agent = a.id, attempts = o.attempts + 1, started_at = swarm._now() WHERE o.id = t.id;
-    UPDATE swarm._agent o SET task = t.id, last_used = clock_timestamp(), affinity = t.affinity WHERE o.id = a.id;
+    UPDATE swarm._agent o SET task = t.id, last_used = clock_timestamp(), affinity = t.affinity, day = today,
+        day_tasks = CASE WHEN o.day = today THEN o.day_tasks ELSE 0 END + 1, day_ms = CASE WHEN o.day = today THEN o.day_ms ELSE 0 END
+    WHERE o.id = a.id;
     a.task := t.id;
     PERFORM swarm._agent_go(a, 'take');
     task := t.id;
@@ -948,6 +988,7 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp 
 DECLARE
     a swarm._agent;
     t swarm._agent_task;
+    spec jsonb;
     closed_at timestamptz;
 BEGIN
     SELECT * INTO a FROM swarm._agent o WHERE o.id = agent_id;
@@ -959,8 +1000,44 @@ BEGIN
         RETURN;
     END IF;
     code := '38000';
-    veto := coalesce(swarm._hook_run(a.owner, 'task', 'before', jsonb_build_object('agent', a.id, 'type', a.type, 'id', t.id, 'task', t.payload)),
-                    swarm._protocol_phase(a, t, 'before', NULL));
+    SELECT y.spec INTO spec FROM swarm._agent_type y WHERE y.name = a.type;
+    veto := coalesce(CASE WHEN spec ? 'budget' THEN swarm._agent_budget(a, spec->'budget') END,
+                     swarm._hook_run(a.owner, 'task', 'before', jsonb_build_object('agent', a.id, 'type', a.type, 'id', t.id, 'task', t.payload)),
+                     CASE WHEN spec->'hooks' ? 'before_task' THEN swarm._agent_type_hook(a, t, 'before_task', spec->'hooks'->>'before_task', '{}') END,
+                     swarm._protocol_phase(a, t, 'before', NULL));
+END $$;
+
+-- What the budget of its type allows an agent a day (UTC), this task included:
+-- why it must not begin, or NULL. What models cost is held by module llm.
+CREATE FUNCTION swarm._agent_budget(a swarm._agent, budget jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+SELECT CASE WHEN a.day_tasks > (budget->>'max_tasks')::int
+            THEN format('the budget of %s tasks a day is used up', budget->>'max_tasks')
+            WHEN a.day_ms >= extract(epoch FROM (budget->>'max_time')::interval) * 1000
+            THEN format('the budget of %s a day is used up', budget->>'max_time') END
+$$;
+
+-- A function that the spec of its type names, called as the agent's role. What
+-- is wrong with it is an event, and harms nobody; before a task it can refuse.
+CREATE FUNCTION swarm._agent_type_hook(a swarm._agent, t swarm._agent_task, hook text, name text, more jsonb) RETURNS text
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    proc oid := to_regprocedure(name || '(pg_catalog.jsonb)');
+    r record;
+BEGIN
+    IF proc IS NULL THEN
+        INSERT INTO swarm._agent_event (agent, task, event, detail, at)
+        VALUES (a.id, t.id, 'hook', format('%s: function %s(jsonb) does not exist', hook, name), swarm._now());
+        RETURN NULL;
+    END IF;
+    SELECT * INTO r FROM swarm._agent_call(a.owner, proc,
+        jsonb_build_object('agent', a.id, 'name', a.name, 'type', a.type, 'id', t.id, 'task', t.payload) || more, 10000);
+    IF r.error IS NOT NULL THEN
+        INSERT INTO swarm._agent_event (agent, task, event, detail, at)
+        VALUES (a.id, t.id, 'hook', format('%s: %s', hook, r.error), swarm._now());
+        RETURN NULL;
+    END IF;
+    RETURN CASE WHEN hook = 'before_task' THEN r.result->>'veto' END;
 END $$;
 
 -- The end of a task, or of an attempt of it. Errors: 40001 done, but taken away.
@@ -972,6 +1049,7 @@ DECLARE
     t swarm._agent_task;
     ended boolean := true;
     verdict record;
+    after_task text;
     ms float8 := us / 1000.0;
 BEGIN
     SELECT * INTO a FROM swarm._agent o WHERE o.id = agent_id FOR UPDATE;
@@ -1007,7 +1085,7 @@ BEGIN
         WHERE o.id = task_id;
     END IF;
     UPDATE swarm._agent o SET task = NULL, pause_wanted = false, lost_in_a_row = 0, done = o.done + (error IS NULL)::int, failed = o.failed + (error IS NOT NULL AND state <> 'BREAK')::int,
-        busy_ms = o.busy_ms + ms, latency_ms = coalesce(o.latency_ms * 0.8 + ms * 0.2, ms)
+        busy_ms = o.busy_ms + ms, day_ms = o.day_ms + ms, latency_ms = coalesce(o.latency_ms * 0.8 + ms * 0.2, ms)
     WHERE o.id = agent_id;
     IF state IS DISTINCT FROM 'BREAK' AND state IS DISTINCT FROM '38000' THEN
         PERFORM swarm._breaker_note('agent:' || a.type, error IS NULL, error);
@@ -1020,6 +1098,12 @@ BEGIN
         PERFORM swarm._protocol_phase(a, t, 'after', jsonb_build_object('result', result, 'error', error, 'ms', ms));
         PERFORM swarm._task_ended(task_id);
         PERFORM swarm._agent_join(t.parent);
+        IF error IS NOT NULL AND t.payload ? 'handoff' AND jsonb_typeof(t.payload->'from') = 'number'
+           AND EXISTS (SELECT FROM swarm._agent_event v WHERE v.agent = (t.payload->>'from')::bigint AND v.task = t.id AND v.event = 'handoff') THEN
+            -- who handed it over has to know
+            PERFORM swarm._agent_tell(a.id, (t.payload->>'from')::bigint, 'escalate',
+                jsonb_build_object('task', t.id, 'error', error, 'handoff', t.payload->'handoff'));
+        END IF;
         PERFORM swarm._track_completion(a.owner, a.id::text, CASE WHEN error IS NULL THEN 'success' ELSE 'error' END,
                                         left(result::text, 1000), error);
     ELSIF verdict.fallback IS NOT NULL OR a.state = 'stopping' THEN
@@ -1030,6 +1114,10 @@ BEGIN
     END IF;
     IF a.state = 'stopping' THEN
         PERFORM swarm._agent_disperse(a);
+    END IF;
+    SELECT y.spec->'hooks'->>'after_task' INTO after_task FROM swarm._agent_type y WHERE y.name = a.type;
+    IF after_task IS NOT NULL THEN
+        PERFORM swarm._agent_type_hook(a, t, 'after_task', after_task, jsonb_build_object('result', result, 'error', error, 'ms', ms));
     END IF;
     PERFORM swarm._hook_run(a.owner, 'task', 'after', jsonb_build_object('agent', a.id, 'type', a.type, 'id', t.id, 'task', t.payload,
         'result', result, 'error', error, 'ms', ms));
@@ -1095,6 +1183,10 @@ DECLARE
     j int;
     names text[]; types text[]; owners oid[]; procs oid[]; layers int[]; errors text[]; ms float8[]; batches int[]; ids bigint[]; vetoed text;
     y swarm._agent_type;
+    schema jsonb := swarm.agent_schema('agent');
+    proc oid;
+    sets int[];
+    own text[];
     dep text;
     layer int := 0;
     waiting int;
@@ -1109,9 +1201,8 @@ DECLARE
     started int;
     batch_id bigint;
     budget_ms int;
-    parents bigint[];
+    last_own text[];
     spawned bigint[] := '{}';
-    new_id bigint;
 BEGIN
     IF jsonb_typeof(agents) IS DISTINCT FROM 'array' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'the agents must be a JSON array of objects';
@@ -1137,23 +1228,26 @@ BEGIN
         e := agents->(i - 1);
         names[i] := CASE WHEN jsonb_typeof(e) = 'object' THEN e->>'name' END;
         types[i] := CASE WHEN jsonb_typeof(e) = 'object' THEN e->>'type' END;
-        errors[i] := swarm._json_misfit(e, swarm.agent_schema('agent'), '$');
+        errors[i] := swarm._json_misfit(e, schema, '$');
         CONTINUE WHEN errors[i] IS NOT NULL;
-        SELECT * INTO y FROM swarm._agent_type t WHERE t.name = types[i];
-        owners[i] := coalesce((SELECT r.oid FROM pg_roles r WHERE r.rolname = coalesce(e->>'role', (SELECT o.rolname FROM pg_roles o WHERE o.oid = caller))), 0);
+        IF y.name IS DISTINCT FROM types[i] THEN
+            SELECT * INTO y FROM swarm._agent_type t WHERE t.name = types[i];
+            proc := swarm._agent_handler(y.handler);
+        END IF;
+        owners[i] := CASE WHEN e ? 'role' THEN coalesce((SELECT r.oid FROM pg_roles r WHERE r.rolname = e->>'role'), 0) ELSE caller END;
         IF names[i] = ANY (names[1 : i - 1]) THEN
             errors[i] := format('$.name: there are two agents "%s" in this call', names[i]);
         ELSIF y.name IS NULL THEN
             errors[i] := format('$.type: type of agents "%s" does not exist', types[i]);
-        ELSIF owners[i] = 0 OR NOT pg_has_role(caller, owners[i],
+        ELSIF owners[i] = 0 OR (owners[i] <> caller AND NOT pg_has_role(caller, owners[i],
             -- from 16 on, membership need not allow SET ROLE
-            CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END) THEN
+            CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END)) THEN
             errors[i] := format('$.role: must be member of role "%s"', coalesce(e->>'role', caller::regrole::text));
         ELSIF EXISTS (SELECT FROM swarm._agent a WHERE a.owner = owners[i] AND a.name = names[i] AND a.state NOT IN ('stopped', 'failed')) THEN
             errors[i] := format('$.name: agent "%s" exists already', names[i]);
         ELSE
-            procs[i] := swarm._agent_handler(y.handler);
-            IF procs[i] = 0 THEN
+            procs[i] := proc;
+            IF proc = 0 THEN
                 errors[i] := format('handler %s(jsonb, swarm.agent) does not exist', y.handler);
             ELSIF y.max_concurrency IS NOT NULL THEN
                 PERFORM FROM swarm._agent_type t WHERE t.name = y.name FOR UPDATE;
@@ -1238,27 +1332,45 @@ BEGIN
 
     -- those that run become rows; rolled back, there is nothing
     batch_id := nextval('swarm._spawn_batch_id_seq');
-    FOR i IN SELECT k FROM generate_series(1, n) k ORDER BY layers[k], k LOOP
+    y := NULL;
+    sets := array_fill(NULL::int, ARRAY[n]);
+    FOR i IN 1 .. n LOOP
         CONTINUE WHEN errors[i] IS NOT NULL;
-        e := agents->(i - 1);
-        SELECT * INTO y FROM swarm._agent_type t WHERE t.name = types[i];
-        SELECT coalesce(array_agg(ids[k] ORDER BY k), '{}') INTO parents
-        FROM generate_series(1, n) k WHERE names[k] IN (SELECT jsonb_array_elements_text(coalesce(e->'depends_on', '[]')));
-        INSERT INTO swarm._agent (id, name, type, owner, set, state, priority, depends_on, metadata, created_at, since, last_used)
-        VALUES (nextval('swarm._agent_id_seq'), names[i], types[i], owners[i],
-                swarm._agent_set_of(owners[i], types[i], swarm._sorted(y.capabilities || swarm._json_list(e->'capabilities'))),
-                'idle', coalesce(e->>'priority', 'medium')::swarm.priority, parents, coalesce(e->'metadata', '{}'), swarm._now(), swarm._now(), swarm._now())
-        ON CONFLICT DO NOTHING RETURNING id INTO new_id;
-        ids[i] := new_id;
-        IF ids[i] IS NULL THEN
-            errors[i] := format('$.name: agent "%s" exists already', names[i]);
-            CONTINUE;
+        ids[i] := nextval('swarm._agent_id_seq');
+        IF y.name IS DISTINCT FROM types[i] THEN
+            SELECT * INTO y FROM swarm._agent_type t WHERE t.name = types[i];
         END IF;
+        own := CASE WHEN agents->(i - 1) ? 'capabilities' THEN swarm._sorted(y.capabilities || swarm._json_list(agents->(i - 1)->'capabilities'))
+                    ELSE y.capabilities END;
+        j := i - 1;
+        sets[i] := CASE WHEN j > 0 AND own = last_own AND types[j] = types[i] AND owners[j] = owners[i] AND sets[j] IS NOT NULL THEN sets[j]
+                        ELSE swarm._agent_set_of(owners[i], types[i], own) END;
+        last_own := own;
+    END LOOP;
+    WITH made AS (
+        INSERT INTO swarm._agent (id, name, type, owner, set, state, priority, depends_on, metadata, created_at, since, last_used)
+        SELECT u.id, u.name, u.type, u.owner, u.set, 'idle', coalesce(u.e->>'priority', 'medium')::swarm.priority,
+               CASE WHEN u.e ? 'depends_on'
+                    THEN (SELECT coalesce(array_agg(DISTINCT ids[array_position(names, d)]), '{}') FROM jsonb_array_elements_text(u.e->'depends_on') d)
+                    ELSE '{}' END,
+               coalesce(u.e->'metadata', '{}'), swarm._now(), swarm._now(), swarm._now()
+        FROM (SELECT x.*, agents->(x.k::int - 1) AS e FROM unnest(ids, names, types, owners, sets) WITH ORDINALITY AS x(id, name, type, owner, set, k)
+              WHERE errors[x.k] IS NULL ORDER BY layers[x.k], x.k) u
+        ON CONFLICT DO NOTHING RETURNING id),
+    told AS (
         INSERT INTO swarm._agent_event (agent, event, from_state, to_state, detail, at)
-        VALUES (ids[i], 'start', 'created', 'starting', format('spawn %s', batch_id), swarm._now()),
-               (ids[i], 'ready', 'starting', 'idle', NULL, swarm._now());
-        PERFORM swarm._track_spawn(owners[i], ids[i]::text, types[i], left(e->>'task', 10000));
-        spawned := spawned || ids[i];
+        SELECT m.id, v.event, v.from_state, v.to_state, v.detail, swarm._now()
+        FROM made m, (VALUES ('start', 'created', 'starting', format('spawn %s', batch_id)), ('ready', 'starting', 'idle', NULL)) v(event, from_state, to_state, detail))
+    SELECT coalesce(array_agg(m.id ORDER BY layers[array_position(ids, m.id)], m.id), '{}') INTO spawned FROM made m;
+    FOR i IN 1 .. n LOOP
+        IF errors[i] IS NULL AND ids[i] <> ALL (spawned) THEN
+            errors[i] := format('$.name: agent "%s" exists already', names[i]);
+        END IF;
+        IF errors[i] IS NULL THEN
+            PERFORM swarm._track_spawn(owners[i], ids[i]::text, types[i], left(agents->(i - 1)->>'task', 10000));
+        ELSE
+            ids[i] := NULL;
+        END IF;
     END LOOP;
     INSERT INTO swarm._spawn_batch VALUES (batch_id, caller, began, n, cardinality(spawned), CASE WHEN parallel THEN mode ELSE 'sequential' END, fallback, batch_size,
         size_now, max_concurrency, extract(epoch FROM clock_timestamp() - began) * 1000, (SELECT max(m) FROM unnest(ms) m));
@@ -1274,8 +1386,20 @@ BEGIN
         PERFORM swarm._hook_run(caller, 'agent_spawn', 'after', jsonb_build_object('id', ids[i], 'name', names[i], 'type', types[i], 'error', errors[i]));
     END LOOP;
     PERFORM swarm._agent_adopt(spawned);
+    -- help busy ones of the same type and role that have more than they do
+    PERFORM swarm._agent_wake(x.id) FROM unnest(spawned) x(id) JOIN swarm._agent o ON o.id = x.id
+    WHERE EXISTS (SELECT FROM swarm._agent_set os JOIN swarm._agent p ON p.set = os.id AND p.state = 'busy'
+                  JOIN swarm._agent_task q ON q.agent = p.id AND q.state = 'queued' AND NOT q.pinned
+                  WHERE os.owner = o.owner AND os.type = o.type);
     FOR i IN 1 .. n LOOP
-        RETURN QUERY SELECT ids[i], names[i], types[i], CASE WHEN errors[i] IS NULL THEN 'spawned' ELSE 'failed' END, errors[i], ms[i], batches[i];
+        agent_id := ids[i];
+        name := names[i];
+        type := types[i];
+        status := CASE WHEN errors[i] IS NULL THEN 'spawned' ELSE 'failed' END;
+        error := errors[i];
+        spawn_ms := ms[i];
+        batch := batches[i];
+        RETURN NEXT;
     END LOOP;
 END $$;
 
@@ -1329,9 +1453,19 @@ DECLARE
     a swarm._agent := swarm._agent_get(caller, agent_id);
     state_now text;
     s record;
+    most int;
 BEGIN
     PERFORM swarm._agent_command(caller, a, 'resume', 'before');
     IF a.state IN ('stopped', 'failed') THEN
+        SELECT t.max_concurrency INTO most FROM swarm._agent_type t WHERE t.name = a.type FOR UPDATE;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('type of agents "%s" does not exist', a.type);
+        ELSIF (SELECT count(*) FROM swarm._agent o WHERE o.type = a.type AND o.state NOT IN ('stopped', 'failed')) >= most THEN
+            RAISE EXCEPTION USING ERRCODE = 'configuration_limit_exceeded',
+                MESSAGE = format('there are %s agents of type "%s" already, its max_concurrency', most, a.type);
+        ELSIF EXISTS (SELECT FROM swarm._agent o WHERE o.owner = a.owner AND o.name = a.name AND o.id <> a.id AND o.state NOT IN ('stopped', 'failed')) THEN
+            RAISE EXCEPTION USING ERRCODE = 'duplicate_object', MESSAGE = format('agent "%s" exists already', a.name);
+        END IF;
         a.state := swarm._agent_go(a, 'start');
         SELECT * INTO s FROM swarm._agent_start(ARRAY[a.owner::oid],
             (SELECT ARRAY[swarm._agent_handler(t.handler)] FROM swarm._agent_type t WHERE t.name = a.type), 1, 1, 30000, false);

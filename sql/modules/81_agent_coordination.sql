@@ -20,6 +20,12 @@ CREATE TABLE swarm._hook (
 SELECT pg_catalog.pg_extension_config_dump('swarm._hook_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._hook', '');
 
+-- base/hook.c: processes keep in mind which events have hooks.
+CREATE FUNCTION swarm._hook_changed() RETURNS trigger
+LANGUAGE c AS 'MODULE_PATHNAME', 'swarm__hook_changed';
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON swarm._hook
+    FOR EACH STATEMENT EXECUTE FUNCTION swarm._hook_changed();
+
 -- Call a function (jsonb) with a role's rights, in a subtransaction, for a time.
 CREATE FUNCTION swarm._agent_call(role oid, proc oid, argument jsonb, timeout_ms int,
     OUT result jsonb, OUT error text, OUT state text, OUT timed_out boolean, OUT ms float8)
@@ -34,14 +40,14 @@ RETURNS SETOF record LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 10 AS 'MODULE_
 -- All hooks of an event and phase, by priority, each as its owner. Returns why
 -- the operation must not be, from the first that says so; what is wrong with a
 -- hook itself harms nobody.
-CREATE FUNCTION swarm._hook_run(caller oid, event text, phase text, payload jsonb) RETURNS text
+CREATE FUNCTION swarm._hook_call(caller oid, event text, phase text, payload jsonb) RETURNS text
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     h swarm._hook;
     r record;
     proc oid;
 BEGIN
-    FOR h IN SELECT * FROM swarm._hook k WHERE k.event = _hook_run.event AND k.phase = _hook_run.phase AND k.enabled ORDER BY k.priority DESC, k.id LOOP
+    FOR h IN SELECT * FROM swarm._hook k WHERE k.event = _hook_call.event AND k.phase = _hook_call.phase AND k.enabled ORDER BY k.priority DESC, k.id LOOP
         proc := to_regprocedure(h.handler || '(pg_catalog.jsonb)');
         IF proc IS NULL THEN
             PERFORM swarm._hook_count(h.id, 1, 0);
@@ -68,7 +74,16 @@ SELECT * FROM (VALUES
     ('agent_stop', 'swarm.agent_stop()'), ('agent_kill', 'swarm.agent_kill()'),
     ('task_submit', 'swarm.task_submit()'), ('task', 'an agent does a task; a veto fails the task'),
     ('progress', 'swarm.agent_progress()'),
-    ('message', 'swarm.agent_message()'), ('handoff', 'swarm.agent_handoff()')) t;
+    ('message', 'swarm.agent_message()'), ('handoff', 'swarm.agent_handoff()'),
+    ('job_enqueue', 'swarm.job_enqueue(), swarm.job_enqueue_many()'),
+    ('job', 'before: a process runs a job, a veto ends it; after: it has ended'),
+    ('memory_store', 'swarm.memory_store(), memory_store_many(), memory_increment()'),
+    ('memory_delete', 'swarm.memory_delete(), memory_clear()'),
+    ('upload', 'before: swarm.s3_upload(), s3_upload_sync(), s3_export(); after: every file has its outcome'),
+    ('query_start', 'swarm.query_start()'), ('query_pause', 'swarm.query_pause()'), ('query_resume', 'swarm.query_resume()'),
+    ('query_terminate', 'swarm.query_terminate()'), ('query_execute_command', 'swarm.query_execute_command()'),
+    ('query_change_permissions', 'swarm.query_change_permissions()'), ('query_change_model', 'swarm.query_change_model()'),
+    ('query_approve', 'swarm.query_approve()')) t;
 END;
 
 CREATE FUNCTION swarm._hook_create(caller oid, event text, phase text, handler regproc, priority int, timeout interval) RETURNS int
@@ -158,7 +173,8 @@ CREATE TABLE swarm._retry_policy (
     fallback text,
     threshold int,
     cooldown interval NOT NULL,
-    builtin boolean NOT NULL DEFAULT false
+    builtin boolean NOT NULL DEFAULT false,
+    max_attempts int
 );
 INSERT INTO swarm._retry_policy VALUES ('default', '100 ms', 2, '1 min', NULL, NULL, '30 s', true);
 SELECT pg_catalog.pg_extension_config_dump('swarm._retry_policy', 'WHERE NOT builtin');
@@ -179,28 +195,32 @@ SELECT p FROM swarm._retry_policy p WHERE p.target IN (of_target, 'default') ORD
 $$;
 
 -- swarm.retry_policy_set(target, policy): how often and when what fails is tried
--- again, what is used instead, and when to stop asking. target: agent:TYPE, or
--- a name of the caller's own.
+-- again, what is used instead, and when to stop asking. target: agent:TYPE, the
+-- agents of a type; or server:NAME, what uploads and models ask (src/net).
 CREATE FUNCTION swarm.retry_policy_set(target text, policy jsonb) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     misfit text := swarm._json_misfit(policy, '{"type": "object", "additionalProperties": false, "properties": {
         "first_wait": {"type": "string"}, "factor": {"type": "number", "minimum": 1}, "max_wait": {"type": "string"},
-        "fallback": {"type": ["string", "null"]}, "threshold": {"type": ["integer", "null"], "minimum": 1}, "cooldown": {"type": "string"}}}', '$');
+        "max_attempts": {"type": ["integer", "null"], "minimum": 1, "maximum": 100}, "fallback": {"type": ["string", "null"]}, "threshold": {"type": ["integer", "null"], "minimum": 1}, "cooldown": {"type": "string"}}}', '$');
 BEGIN
-    IF target IS NULL OR target IN ('', 'default') OR policy IS NULL OR misfit IS NOT NULL THEN
+    IF target IS NULL OR target !~ '^(agent|server):.' OR policy IS NULL OR misfit IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('invalid retry policy: %s', coalesce(misfit, 'no target, or no policy'));
+            MESSAGE = format('invalid retry policy: %s', coalesce(misfit, CASE WHEN policy IS NULL THEN 'no policy' ELSE 'no target' END)),
+            HINT = 'Targets are agent:TYPE and server:NAME.';
+    ELSIF least((policy->>'first_wait')::interval, (policy->>'max_wait')::interval, (policy->>'cooldown')::interval) < '0'
+       OR greatest((policy->>'first_wait')::interval, (policy->>'max_wait')::interval, (policy->>'cooldown')::interval) > '1 day' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'invalid retry policy: a wait must be between 0 and 1 day';
     END IF;
-    INSERT INTO swarm._retry_policy AS p
+    INSERT INTO swarm._retry_policy AS p (target, first_wait, factor, max_wait, fallback, threshold, cooldown, max_attempts)
     SELECT retry_policy_set.target, coalesce((policy->>'first_wait')::interval, '100 ms'), coalesce((policy->>'factor')::float8, 2),
            coalesce((policy->>'max_wait')::interval, '1 min'), policy->>'fallback', (policy->>'threshold')::int,
-           coalesce((policy->>'cooldown')::interval, '30 s')
+           coalesce((policy->>'cooldown')::interval, '30 s'), (policy->>'max_attempts')::int
     ON CONFLICT (target) DO UPDATE SET first_wait = EXCLUDED.first_wait, factor = EXCLUDED.factor, max_wait = EXCLUDED.max_wait,
-        fallback = EXCLUDED.fallback, threshold = EXCLUDED.threshold, cooldown = EXCLUDED.cooldown;
+        fallback = EXCLUDED.fallback, threshold = EXCLUDED.threshold, cooldown = EXCLUDED.cooldown, max_attempts = EXCLUDED.max_attempts;
 END $$;
-COMMENT ON FUNCTION swarm.retry_policy_set IS 'waits, fallback and circuit breaker of a target, agent:TYPE for the agents of a type';
+COMMENT ON FUNCTION swarm.retry_policy_set IS 'waits, fallback and circuit breaker of a target: agent:TYPE or server:NAME';
 
 CREATE FUNCTION swarm.retry_policy_drop(target text) RETURNS void
 LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -274,12 +294,27 @@ BEGIN
         opened = b.opened + (b.state = 'half-open' OR (b.state = 'closed' AND b.failures + 1 >= p.threshold))::int;
 END $$;
 
+-- Those of servers are in shared memory, one for each endpoint.
 CREATE VIEW swarm.circuit_breakers AS
 SELECT p.target, coalesce(b.state, 'closed') AS state, coalesce(b.failures, 0) AS failures, p.threshold, p.cooldown, b.opened_at,
        coalesce(b.opened, 0) AS opened,
-       CASE WHEN pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE') THEN b.last_error END AS last_error, p.first_wait, p.factor, p.max_wait, p.fallback
-FROM swarm._retry_policy p LEFT JOIN swarm._circuit_breaker b ON b.target = p.target;
-COMMENT ON VIEW swarm.circuit_breakers IS 'retry policies with the state of their circuit breakers';
+       CASE WHEN pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE') THEN b.last_error END AS last_error, p.first_wait, p.factor, p.max_wait, p.fallback,
+       p.max_attempts, CASE WHEN b.state <> 'closed' THEN b.opened_at + p.cooldown END AS open_until
+FROM swarm._retry_policy p LEFT JOIN swarm._circuit_breaker b ON b.target = p.target
+WHERE p.target NOT LIKE 'server:%'
+UNION ALL
+SELECT 'server:' || s.srvname, coalesce(e.breaker, 'closed'), coalesce(e.failures_in_row, 0),
+       coalesce(p.threshold, pg_catalog.current_setting('pg_swarm.net_breaker_failures')::int),
+       coalesce(p.cooldown, pg_catalog.current_setting('pg_swarm.net_breaker_pause')::interval), NULL, NULL, NULL,
+       coalesce(p.first_wait, pg_catalog.current_setting('pg_swarm.net_backoff')::interval), coalesce(p.factor, 2),
+       coalesce(p.max_wait, pg_catalog.current_setting('pg_swarm.net_backoff_max')::interval), p.fallback,
+       coalesce(p.max_attempts, pg_catalog.current_setting('pg_swarm.net_max_attempts')::int), e.open_until
+FROM pg_catalog.pg_foreign_server s
+JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = s.srvfdw AND w.fdwname IN ('swarm_s3', 'swarm_llm')
+LEFT JOIN swarm._retry_policy p ON p.target = 'server:' || s.srvname
+LEFT JOIN LATERAL (SELECT x.* FROM swarm._s3_endpoints() x, pg_catalog.pg_options_to_table(s.srvoptions) o
+                   WHERE o.option_name = 'endpoint' AND pg_catalog.rtrim(o.option_value, '/') = x.endpoint LIMIT 1) e ON true;
+COMMENT ON VIEW swarm.circuit_breakers IS 'retry policies of agents and servers, with the state of their circuit breakers';
 
 -- ---------------------------------------------------------------------
 -- Strategies: which way of choosing an agent pays (a bandit, UCB1)

@@ -142,6 +142,7 @@ REVOKE ALL ON FUNCTION swarm.agent_type_create(jsonb), swarm.agent_type_drop(tex
     swarm.retry_policy_set(text, jsonb), swarm.retry_policy_drop(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION
     swarm._agent_adopt(bigint[]), swarm._agent_assign(bigint, bigint), swarm._agent_begin(bigint, bigint),
+    swarm._agent_budget(swarm._agent, jsonb), swarm._agent_type_hook(swarm._agent, swarm._agent_task, text, text, jsonb),
     swarm._agent_call(oid, oid, jsonb, integer), swarm._agent_check(jsonb, text),
     swarm._agent_command(oid, swarm._agent, text, text), swarm._agent_disperse(swarm._agent),
     swarm._agent_done(bigint, bigint, jsonb, text, text, bigint),
@@ -160,7 +161,7 @@ REVOKE ALL ON FUNCTION
     swarm._agent_type_drop(oid, text), swarm._agent_wake(bigint), swarm._breaker_closed_at(text),
     swarm._breaker_note(text, boolean, text), swarm._hook_count(integer, integer, double precision),
     swarm._hook_create(oid, text, text, regproc, integer, interval), swarm._hook_drop(oid, integer),
-    swarm._hook_enable(oid, integer, boolean), swarm._hook_run(oid, text, text, jsonb), swarm._json_list(jsonb),
+    swarm._hook_enable(oid, integer, boolean), swarm._hook_run(oid, text, text, jsonb), swarm._hook_call(oid, text, text, jsonb), swarm._hook_changed(), swarm._json_list(jsonb),
     swarm._json_misfit(jsonb, jsonb, text), swarm._policy(text), swarm._protocol_create(oid, text, jsonb),
     swarm._protocol_phase(swarm._agent, swarm._agent_task, text, jsonb), swarm._protocol_schema(),
     swarm._retry_decide(text, text, integer, integer), swarm._sorted(text[]), swarm._strategy_choose(),

@@ -134,6 +134,13 @@ work(int64 agent, MemoryContext context)
 		commit(context, false);
 		n++;
 	}
+
+	/*
+	 * before another job is let loose: it must not find the lock taken and
+	 * end
+	 */
+	if (locked)
+		unlock_agent(agent);
 	if (has_work(agent))
 		again(agent);
 }
@@ -242,6 +249,8 @@ run_task(int64 agent, Task *task, MemoryContext context)
 			call.error = "cancelled";
 			call.sqlstate = "57014";
 			end_task(agent, task, &call);
+			unlock_agent(agent);	/* before the job of its next attempt
+									 * exists */
 			commit(context, false);
 			ReThrowError(edata);
 		}

@@ -299,16 +299,17 @@ enqueue(EnqueueSpec *spec)
 				 errmsg("queue \"%s\" does not exist", spec->queue),
 				 errhint("Create it with swarm.queue_create().")));
 
+	row.args = spec->args;
+	row.tags = spec->tags;
+	row.priority = spec->priority;
+	row.unique_key = spec->unique_key;
+	swarm_job_enqueue_hooks(SWARM_HOOK_BEFORE, &row);
 	row.id = swarm_job_next_id();
 	row.owner = GetUserId();
-	row.priority = spec->priority;
 	row.max_attempts = spec->max_attempts;
 	row.timeout_us = spec->timeout_us;
 	row.run_at = spec->run_at;
 	row.enqueued_at = swarm_now();
-	row.unique_key = spec->unique_key;
-	row.args = spec->args;
-	row.tags = spec->tags;
 	if (row.unique_key != NULL)
 	{
 		int64		holder = swarm_job_take_key(&row);
@@ -320,6 +321,7 @@ enqueue(EnqueueSpec *spec)
 		row.blocked = add_dependencies(row.id, spec->depends_on);
 	swarm_job_insert(&row);
 	swarm_job_push_at_commit(&row, external);
+	swarm_job_enqueue_hooks(SWARM_HOOK_AFTER, &row);
 	return row.id;
 }
 

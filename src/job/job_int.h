@@ -8,6 +8,7 @@
 #include "port/atomics.h"
 #include "utils/hsearch.h"
 
+#include "base/hook.h"
 #include "job/job.h"
 
 #define WAIT_BUCKETS	64
@@ -260,5 +261,13 @@ extern void swarm_queue_mark_parent(SwarmShard *shard, int64 id);
 extern int	swarm_queue_lease(SwarmShard *shard, int32 queue, int max,
 							  int64 lease_us, SwarmReady *jobs, int64 *tokens);
 extern void swarm_entry_release(SwarmShard *shard, SwarmEntry *e);
+
+/* ------------------------------------------------------------------------
+ * Hooks of users (job_hook.c)
+ * ------------------------------------------------------------------------ */
+
+extern void swarm_job_enqueue_hooks(SwarmHookPhase phase, const SwarmJobRow *row);
+extern char *swarm_job_ask_hooks(const SwarmJobRow *row);
+extern void swarm_job_end_hooks(const SwarmJobRow *row, const SwarmJobEnd *end);
 
 #endif							/* SWARM_JOB_JOB_INT_H */

@@ -222,6 +222,8 @@ static void
 run_one(SwarmSlot *slot, SwarmClaim *claim, Outcome *out, bool alone)
 {
 	SwarmJobRow row;
+	bool		procedure;
+	char	   *veto;
 	char		activity[64];
 
 	snprintf(activity, sizeof(activity), "job " INT64_FORMAT " (attempt %d)",
@@ -252,18 +254,24 @@ run_one(SwarmSlot *slot, SwarmClaim *claim, Outcome *out, bool alone)
 		record_failure(slot, claim, &row, ERRCODE_ADMIN_SHUTDOWN, LOST_ERROR, out);
 		return;
 	}
-	if (row.kind != SWARM_KIND_SQL && swarm_handler_is_procedure(&row))
+	procedure = row.kind != SWARM_KIND_SQL && swarm_handler_is_procedure(&row);
+	if (procedure && !alone)
 	{
-		if (alone)
-			run_procedure(slot, claim, &row, out);
-		else
-		{
-			claim->job.flags |= SWARM_READY_NO_BATCH;
-			return_for(claim, 0, out);
-		}
+		claim->job.flags |= SWARM_READY_NO_BATCH;
+		return_for(claim, 0, out);
 		return;
 	}
-	run_in_subtransaction(slot, claim, &row, out);
+	veto = swarm_job_ask_hooks(&row);
+	if (veto != NULL)
+	{
+		row.max_attempts = row.attempts + 1;	/* another one would end the
+												 * same */
+		record_failure(slot, claim, &row, ERRCODE_EXTERNAL_ROUTINE_EXCEPTION, veto, out);
+	}
+	else if (procedure)
+		run_procedure(slot, claim, &row, out);
+	else
+		run_in_subtransaction(slot, claim, &row, out);
 }
 
 /*

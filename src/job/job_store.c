@@ -255,6 +255,7 @@ swarm_job_end(const SwarmJobRow *row, const SwarmJobEnd *end)
 									 1, types, values, NULL);
 		swarm_spi_end(&spi);
 	}
+	swarm_job_end_hooks(row, end);
 	return true;
 }
 

@@ -42,6 +42,7 @@ typedef struct SwarmLlmServer
 	int			max_parallel;
 	char	   *ca_file;		/* or NULL */
 	char	   *api_key;		/* or NULL: none is sent */
+	SwarmPolicy policy;
 	SwarmNetEndpoint *endpoint;
 } SwarmLlmServer;
 

@@ -62,6 +62,7 @@ swarm_llm_submit(SwarmLlmServer *server, const char *path, const char *body, boo
 
 	net->method = "POST";
 	net->endpoint = server->endpoint;
+	net->policy = server->policy;
 	net->parallel = server->max_parallel;
 	net->ca_file = server->ca_file;
 	net->host_is_literal = server->literal;

@@ -59,6 +59,7 @@ static void check_file(const char *name, const char *value);
 static void check_version(const char *name, const char *value);
 static void check_key(const char *name, const char *value);
 static void require_trust(const char *endpoint, const char *ca_file);
+static SwarmLlmServer *read_server(const char *name);
 static void read_mapping(Oid serverid, SwarmLlmServer *server);
 static void wipe(void *arg);
 static char *option(List *options, const char *name);
@@ -337,8 +338,24 @@ duration(List *options, const char *name, int otherwise)
 	return ms;
 }
 
+/*
+ * swarm_llm_server: while its circuit breaker is open, the fallback of its
+ * retry policy, if that speaks the same dialect.
+ */
 SwarmLlmServer *
 swarm_llm_server(const char *name)
+{
+	SwarmLlmServer *server = read_server(name);
+	SwarmLlmServer *other;
+
+	if (server->policy.fallback == NULL || !swarm_net_endpoint_is_open(server->endpoint))
+		return server;
+	other = read_server(server->policy.fallback);
+	return other->dialect == server->dialect ? other : server;
+}
+
+static SwarmLlmServer *
+read_server(const char *name)
 {
 	ForeignServer *foreign = find_server(name);
 	SwarmLlmServer *server = palloc0(sizeof(SwarmLlmServer));
@@ -367,6 +384,7 @@ swarm_llm_server(const char *name)
 	server->ca_file = option(foreign->options, "ca_file");
 	read_mapping(foreign->serverid, server);
 	server->endpoint = swarm_net_endpoint(origin);
+	swarm_policy_of_server(name, &server->policy);
 	return server;
 }
 

@@ -7,6 +7,7 @@
 
 #include "access/xact.h"
 #include "executor/tuptable.h"
+#include "fmgr.h"
 #include "port/atomics.h"
 #include "storage/condition_variable.h"
 #include "storage/lwlock.h"
@@ -14,6 +15,7 @@
 #include "utils/snapshot.h"
 #include "utils/timestamp.h"
 
+#include "base/hook.h"
 #include "base/spi.h"
 #include "memory/memory.h"
 
@@ -395,5 +397,16 @@ extern bool swarm_origin_fill_begin(int32 space, const text *key);
 extern void swarm_origin_fill_end(int32 space, const text *key, bool stored);
 
 extern void swarm_origin_stats(uint64 *asks, uint64 *fills, uint64 *absent);
+
+/* ------------------------------------------------------------------------
+ * Hooks of users (memory_hook.c)
+ * ------------------------------------------------------------------------ */
+
+/*
+ * Call those of the event; before it, 38000 if one refuses.  The function's
+ * first argument is the namespace; value 0: it is not known, or gone.
+ */
+extern void swarm_memory_hook(SwarmHookPhase phase, const char *event,
+							  FunctionCallInfo fcinfo, text *key, Datum value);
 
 #endif							/* SWARM_MEMORY_MEMORY_INT_H */

@@ -101,9 +101,11 @@ swarm_memory_store(PG_FUNCTION_ARGS)
 		what.embedding = PG_GETARG_DATUM(8);
 		check_embedding(&space, what.embedding);
 	}
+	swarm_memory_hook(SWARM_HOOK_BEFORE, "memory_store", fcinfo, what.key, what.value);
 	version = swarm_memory_store_entry(&space, GetUserId(), &what);
 	if (version == 0)
 		PG_RETURN_NULL();
+	swarm_memory_hook(SWARM_HOOK_AFTER, "memory_store", fcinfo, what.key, what.value);
 	PG_RETURN_INT64(version);
 }
 
@@ -204,8 +206,12 @@ swarm_memory_store_many(PG_FUNCTION_ARGS)
 		else
 			continue;
 		CHECK_FOR_INTERRUPTS();
+		swarm_memory_hook(SWARM_HOOK_BEFORE, "memory_store", fcinfo, what.key, what.value);
 		if (swarm_memory_store_entry(&space, GetUserId(), &what) != 0)
+		{
 			stored++;
+			swarm_memory_hook(SWARM_HOOK_AFTER, "memory_store", fcinfo, what.key, what.value);
+		}
 	}
 	PG_RETURN_INT64(stored);
 }
@@ -435,10 +441,13 @@ swarm_memory_delete(PG_FUNCTION_ARGS)
 	use_argument(fcinfo, 0, NEED_WRITE, &space);
 	values[0] = Int32GetDatum(space.id);
 	values[1] = PointerGetDatum(key_argument(fcinfo, 1));
+	swarm_memory_hook(SWARM_HOOK_BEFORE, "memory_delete", fcinfo, PG_GETARG_TEXT_PP(1), (Datum) 0);
 	swarm_spi_begin(&spi);
 	deleted = swarm_memory_run(STATEMENT_DELETE, space.logged, values, NULL) > 0 &&
 		swarm_spi_bool(0, 1);
 	swarm_spi_end(&spi);
+	if (deleted)
+		swarm_memory_hook(SWARM_HOOK_AFTER, "memory_delete", fcinfo, PG_GETARG_TEXT_PP(1), (Datum) 0);
 	PG_RETURN_BOOL(deleted);
 }
 
@@ -551,10 +560,11 @@ swarm_memory_increment(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("memory_increment()");
 	key = key_argument(fcinfo, 1);
 	swarm_memory_check_key(key);
-	swarm_space_begin_write(&space);
 	if (PG_ARGISNULL(2) || numeric_is_nan(PG_GETARG_NUMERIC(2)) || numeric_is_inf(PG_GETARG_NUMERIC(2)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("increment must be a finite number")));
+	swarm_memory_hook(SWARM_HOOK_BEFORE, "memory_store", fcinfo, key, (Datum) 0);
+	swarm_space_begin_write(&space);
 	values[0] = Int32GetDatum(space.id);
 	values[1] = PointerGetDatum(key);
 	values[2] = PG_GETARG_DATUM(2);
@@ -571,6 +581,7 @@ swarm_memory_increment(PG_FUNCTION_ARGS)
 	if (space.recall)
 		swarm_memory_recall(&space, key, swarm_spi_column(0, 2, &isnull), (Datum) 0);
 	swarm_spi_end(&spi);
+	swarm_memory_hook(SWARM_HOOK_AFTER, "memory_store", fcinfo, key, (Datum) 0);
 	PG_RETURN_DATUM(result);
 }
 

@@ -14,6 +14,8 @@
 #include "datatype/timestamp.h"
 #include "lib/ilist.h"
 
+#include "base/policy.h"
+
 /* ------------------------------------------------------------------------
  * What becomes of an attempt (net_retry.c)
  * ------------------------------------------------------------------------ */
@@ -124,6 +126,9 @@ extern bool swarm_net_split_endpoint(const char *endpoint, bool *https, char **h
 /* Is the host an address, or localhost? */
 extern bool swarm_net_host_is_literal(const char *host);
 
+/* Is the endpoint left alone at the moment? */
+extern bool swarm_net_endpoint_is_open(const SwarmNetEndpoint *endpoint);
+
 /* Find or make the record of an endpoint; never NULL. */
 extern SwarmNetEndpoint *swarm_net_endpoint(const char *name);
 
@@ -184,7 +189,8 @@ struct SwarmNetRequest
 	bool		at_once;		/* send the body without asking first */
 	int			sink;			/* file for the body of a 2xx answer, or -1 */
 	int64		answer_limit;	/* bytes of an answer that are accepted */
-	int			max_attempts;
+	SwarmPolicy policy;			/* zero: the settings */
+	int			max_attempts;	/* 0: the policy's, or the setting */
 	int			stall_ms;		/* 0: pg_swarm.net_stall_timeout */
 	int			timeout_ms;		/* of an attempt; 0: pg_swarm.net_timeout */
 	void	   *caller;			/* for the caller's own use */

@@ -46,7 +46,9 @@ static Size endpoints_size(void);
 static void endpoints_attach(void *memory, bool found);
 static void lock(void);
 static void unlock(void);
-static void step(SwarmNetEndpoint *e, SwarmBreakerEvent event);
+static int	threshold_of(const SwarmPolicy *policy);
+static double pause_of(const SwarmPolicy *policy);
+static void step(SwarmNetEndpoint *e, SwarmBreakerEvent event, double pause_ms);
 
 static SwarmShmemPiece endpoints_piece = {
 	.name = "pg_swarm endpoints",
@@ -153,6 +155,17 @@ swarm_net_endpoints(SwarmNetEndpoint *copies)
 	return n;
 }
 
+bool
+swarm_net_endpoint_is_open(const SwarmNetEndpoint *endpoint)
+{
+	bool		open;
+
+	lock();
+	open = endpoint->state != SWARM_BREAKER_CLOSED && swarm_now() < endpoint->until;
+	unlock();
+	return open;
+}
+
 /*
  * swarm_breaker_admits: may a request go there now?  *probing: it is the one
  * that finds out whether the endpoint is back, and must be reported as such.
@@ -169,7 +182,7 @@ swarm_breaker_admits(SwarmNetEndpoint *e, bool *probing)
 	yes = e->state == SWARM_BREAKER_CLOSED;
 	if (!yes && swarm_now() >= e->until)
 	{
-		step(e, SWARM_BREAKER_COOLED);
+		step(e, SWARM_BREAKER_COOLED, 0);
 		e->probe_pid = MyProcPid;
 		/* a process that dies with the probe must not close the door for good */
 		e->until = swarm_now() + Max(swarm_net_breaker_pause_ms, swarm_net_connect_timeout_ms +
@@ -248,24 +261,37 @@ swarm_breaker_ended(SwarmNetRequest *request, SwarmNetVerdict verdict, bool harm
 		e->failures++;
 		e->harms++;
 		if (e->state != SWARM_BREAKER_HALF_OPEN || probing)
-			step(e, e->state == SWARM_BREAKER_CLOSED && e->harms >= swarm_net_breaker_harms ?
-				 SWARM_BREAKER_TRIP : SWARM_BREAKER_HARM);
+			step(e, e->state == SWARM_BREAKER_CLOSED && e->harms >= threshold_of(&request->policy) ?
+				 SWARM_BREAKER_TRIP : SWARM_BREAKER_HARM, pause_of(&request->policy));
 	}
 	else
 	{
 		if (verdict != SWARM_NET_DONE)
 			e->failures++;
 		e->harms = 0;
-		step(e, SWARM_BREAKER_SUCCESS);
+		step(e, SWARM_BREAKER_SUCCESS, 0);
 	}
 	unlock();
 }
 
+static int
+threshold_of(const SwarmPolicy *policy)
+{
+	return policy->threshold > 0 ? policy->threshold : swarm_net_breaker_harms;
+}
+
+static double
+pause_of(const SwarmPolicy *policy)
+{
+	return policy->cooldown_ms > 0 ? policy->cooldown_ms : swarm_net_breaker_pause_ms;
+}
+
 /*
- * step: walk an edge of the table; what belongs to the new state.
+ * step: walk an edge of the table; what belongs to the new state.  pause_ms:
+ * for how long it is open at first.
  */
 static void
-step(SwarmNetEndpoint *e, SwarmBreakerEvent event)
+step(SwarmNetEndpoint *e, SwarmBreakerEvent event, double pause_ms)
 {
 	SwarmBreakerState from = e->state;
 
@@ -281,7 +307,7 @@ step(SwarmNetEndpoint *e, SwarmBreakerEvent event)
 		e->trips = 0;
 	if (e->state == SWARM_BREAKER_OPEN && from != SWARM_BREAKER_OPEN)
 	{
-		int64		pause = swarm_net_breaker_pause_ms * INT64CONST(1000);
+		int64		pause = (int64) (pause_ms * 1000);
 
 		e->until = swarm_now() + pause * Min(1 << Min(e->trips, 10), LONGEST_PAUSE);
 		e->trips++;

@@ -60,6 +60,7 @@ static const SwarmNetRule *judge(SwarmNetState *state);
 static void describe_failure(SwarmNetState *state);
 static void settle(SwarmNetState *state, const SwarmNetRule *rule);
 static void finish(SwarmNetState *state, bool succeeded);
+static int	most_attempts(const SwarmNetRequest *request);
 static void drop_attempt(SwarmNetState *state);
 static void forget_request(void *arg);
 
@@ -159,7 +160,6 @@ swarm_net_request(MemoryContext context)
 	request->answer = "";
 	request->sink = -1;
 	request->body.fd = -1;
-	request->max_attempts = swarm_net_max_attempts;
 	state->request = request;
 	state->attempt = AllocSetContextCreate(context, "pg_swarm attempt", ALLOCSET_SMALL_SIZES);
 	state->callback.func = forget_request;
@@ -422,7 +422,7 @@ refuse_attempt(SwarmNetState *state)
 				 "endpoint %s has failed too often and is left alone for a while",
 				 request->endpoint->name);
 	}
-	if (request->attempts >= request->max_attempts)
+	if (request->attempts >= most_attempts(request))
 	{
 		finish(state, false);
 		return;
@@ -631,7 +631,7 @@ settle(SwarmNetState *state, const SwarmNetRule *rule)
 			break;
 		case SWARM_NET_RETRY:
 		case SWARM_NET_SLOW:
-			if (request->attempts >= request->max_attempts)
+			if (request->attempts >= most_attempts(request))
 			{
 				finish(state, false);
 				return;
@@ -642,6 +642,15 @@ settle(SwarmNetState *state, const SwarmNetRule *rule)
 	state->due_ms = swarm_net_ms() + pause;
 	state->listed = true;
 	dlist_push_tail(&engine.waiting, &state->node);
+}
+
+/* most_attempts: of a request: its own, its policy's, or the setting's. */
+static int
+most_attempts(const SwarmNetRequest *request)
+{
+	if (request->max_attempts > 0)
+		return request->max_attempts;
+	return request->policy.max_attempts > 0 ? request->policy.max_attempts : swarm_net_max_attempts;
 }
 
 static void

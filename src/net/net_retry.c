@@ -93,18 +93,20 @@ swarm_net_rule_of(SwarmNetRequest *request)
 /*
  * swarm_net_pause_ms: how long to wait after the request's failed attempt.
  * Exponential with jitter in [0.5, 1.5), not less than the server asked for in
- * Retry-After, not more than pg_swarm.net_backoff_max.
+ * Retry-After, not more than its policy says, or pg_swarm.net_backoff_max.
  */
 int64
 swarm_net_pause_ms(const SwarmNetRequest *request)
 {
-	double		ms = swarm_net_backoff_ms;
+	const SwarmPolicy *policy = &request->policy;
+	double		ms = policy->first_wait_ms > 0 ? policy->first_wait_ms : swarm_net_backoff_ms;
+	double		most = policy->max_wait_ms > 0 ? policy->max_wait_ms : swarm_net_backoff_max_ms;
 	char	   *asked = swarm_net_answer_header(request, "retry-after");
 
-	for (int i = 1; i < request->attempts && ms < swarm_net_backoff_max_ms; i++)
-		ms *= 2;
+	for (int i = 1; i < request->attempts && ms < most; i++)
+		ms *= policy->factor > 0 ? policy->factor : 2;
 	ms *= 0.5 + pg_prng_double(&pg_global_prng_state);
 	if (asked != NULL && atoi(asked) > 0)
 		ms = Max(ms, atoi(asked) * 1000.0);
-	return (int64) Min(ms, swarm_net_backoff_max_ms);
+	return (int64) Min(ms, most);
 }

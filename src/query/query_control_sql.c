@@ -26,6 +26,7 @@
 #include "base/clock.h"
 #include "base/compat.h"
 #include "base/export.h"
+#include "base/hook.h"
 #include "base/shmem.h"
 #include "base/spi.h"
 #include "query/query_int.h"
@@ -42,6 +43,8 @@ typedef struct Request
 } Request;
 
 typedef const char *(*Action) (Request *r);
+
+static void call_hooks(const char *event, SwarmHookPhase phase, const Request *r, const char *answer);
 
 static const char *act_pause(Request *r);
 static const char *pause_turn(Request *r);
@@ -92,14 +95,18 @@ swarm_query_action(PG_FUNCTION_ARGS)
 	for (int i = 0; i < lengthof(actions); i++)
 	{
 		const char *answer;
+		char	   *event;
 
 		if (strcmp(name, actions[i].name) != 0)
 			continue;
+		event = psprintf("query_%s", name);
 		PreventCommandDuringRecovery("query_control()");
 		swarm_require_preload("controlling a query");
 		swarm_query_get(PG_GETARG_INT64(1), false, &request.row);
 		swarm_query_check_control(&request.row, actions[i].act == act_command);
+		call_hooks(event, SWARM_HOOK_BEFORE, &request, NULL);
 		answer = actions[i].act(&request);
+		call_hooks(event, SWARM_HOOK_AFTER, &request, answer);
 		if (answer == NULL)
 			PG_RETURN_NULL();
 		PG_RETURN_TEXT_P(cstring_to_text(answer));
@@ -108,6 +115,28 @@ swarm_query_action(PG_FUNCTION_ARGS)
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("unknown action \"%s\"", name),
 			 errhint("Actions are pause, resume, terminate, change_model, change_permissions, execute_command, approve, optimize, list, status and stats.")));
+}
+
+/* call_hooks: those of users around an action. */
+static void
+call_hooks(const char *event, SwarmHookPhase phase, const Request *r, const char *answer)
+{
+	SwarmHookData data;
+
+	if (!swarm_hook_wanted(event, phase))
+		return;
+	swarm_hook_data(&data);
+	swarm_hook_int64(&data, "id", r->row.id);
+	swarm_hook_text(&data, "kind", r->row.kind);
+	swarm_hook_text(&data, "body", r->row.body);
+	swarm_hook_jsonb(&data, "params", JsonbPGetDatum(r->params));
+	if (phase == SWARM_HOOK_BEFORE)
+		swarm_hook_before(event, GetUserId(), &data);
+	else
+	{
+		swarm_hook_text(&data, "answer", answer);
+		swarm_hook_after(event, GetUserId(), &data);
+	}
 }
 
 /* ------------------------------------------------------------------------

@@ -22,12 +22,14 @@
 #include "base/doorbell.h"
 #include "base/export.h"
 #include "base/shmem.h"
+#include "base/hook.h"
 #include "base/spi.h"
 #include "query/query_int.h"
 
 static int64 insert_row(const char *kind, Oid owner, Datum body, const char *model,
 						const char *mode, Datum budget, Datum metadata);
 static int64 enqueue(const char *kind, int64 query);
+static void call_hooks(FunctionCallInfo fcinfo, SwarmHookPhase phase, int64 id);
 static void registered(void *item);
 static void undo_register(void *item);
 
@@ -68,6 +70,7 @@ swarm_query_start(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("metadata must be a JSON object")));
 	if (llm && model != NULL)
 		model = swarm_query_resolve_model(model);
+	call_hooks(fcinfo, SWARM_HOOK_BEFORE, 0);
 	id = insert_row(kind, GetUserId(), PG_GETARG_DATUM(1), model, mode,
 					PG_ARGISNULL(4) ? (Datum) 0 : PG_GETARG_DATUM(4),
 					PG_ARGISNULL(5) ? (Datum) 0 : PG_GETARG_DATUM(5));
@@ -78,7 +81,31 @@ swarm_query_start(PG_FUNCTION_ARGS)
 	swarm_spi_execute("UPDATE swarm._query SET job = $2 WHERE id = $1", 2, types, values, NULL);
 	swarm_spi_end(&spi);
 	swarm_query_watch();
+	call_hooks(fcinfo, SWARM_HOOK_AFTER, id);
 	PG_RETURN_INT64(id);
+}
+
+/* call_hooks: those of users around query_start(); its arguments are checked. */
+static void
+call_hooks(FunctionCallInfo fcinfo, SwarmHookPhase phase, int64 id)
+{
+	SwarmHookData data;
+
+	if (!swarm_hook_wanted("query_start", phase))
+		return;
+	swarm_hook_data(&data);
+	if (id != 0)
+		swarm_hook_int64(&data, "id", id);
+	swarm_hook_text(&data, "kind", text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	swarm_hook_text(&data, "body", text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	swarm_hook_text(&data, "model", PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2)));
+	swarm_hook_text(&data, "permission_mode", text_to_cstring(PG_GETARG_TEXT_PP(3)));
+	swarm_hook_jsonb(&data, "budget", PG_ARGISNULL(4) ? (Datum) 0 : PG_GETARG_DATUM(4));
+	swarm_hook_jsonb(&data, "metadata", PG_ARGISNULL(5) ? (Datum) 0 : PG_GETARG_DATUM(5));
+	if (phase == SWARM_HOOK_BEFORE)
+		swarm_hook_before("query_start", GetUserId(), &data);
+	else
+		swarm_hook_after("query_start", GetUserId(), &data);
 }
 
 static int64

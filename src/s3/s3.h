@@ -46,6 +46,7 @@ typedef struct SwarmS3Server
 	char	   *secret_key;
 	char	   *session_token;	/* or NULL */
 	int64		skew_s;			/* the server's clock less ours */
+	SwarmPolicy policy;
 	SwarmNetEndpoint *endpoint;
 } SwarmS3Server;
 

@@ -54,6 +54,7 @@ swarm_s3_request(MemoryContext context, SwarmS3Call *call)
 
 	request->method = call->method;
 	request->endpoint = call->server->endpoint;
+	request->policy = call->server->policy;
 	request->parallel = call->server->max_parallel;
 	request->ca_file = call->server->ca_file;
 	request->host_is_literal = call->server->literal;

@@ -397,6 +397,7 @@ swarm_s3_server(const char *name)
 	if (server->folder == NULL)
 		read_mapping(foreign->serverid, server);
 	server->endpoint = swarm_net_endpoint(swarm_s3_endpoint_of(foreign->options));
+	swarm_policy_of_server(name, &server->policy);
 	return server;
 }
 

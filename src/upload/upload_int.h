@@ -296,4 +296,12 @@ extern void swarm_upload_progress_set(int place, int64 sent, int64 total, int64 
 extern void swarm_upload_progress_give(int place);
 extern int	swarm_upload_progress_copy(SwarmUploadProgress **copies);
 
+/* ------------------------------------------------------------------------
+ * Hooks of users (upload_hook.c)
+ * ------------------------------------------------------------------------ */
+
+/* Before: 38000 if one refuses.  After: every file has its outcome. */
+extern void swarm_upload_before(const SwarmUpload *upload);
+extern void swarm_upload_after(const SwarmUpload *upload);
+
 #endif							/* SWARM_UPLOAD_UPLOAD_INT_H */

@@ -76,6 +76,7 @@ swarm_s3_upload(PG_FUNCTION_ARGS)
 	if (fault != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s", fault)));
+	swarm_upload_before(upload);
 	insert_batch(upload);
 	PG_RETURN_INT64(upload->batch);
 }
@@ -96,7 +97,9 @@ swarm_s3_upload_sync(PG_FUNCTION_ARGS)
 	upload->server = swarm_s3_server(upload->server_name);
 	swarm_upload_options(upload, upload->options);
 	upload->in_transaction = true;
+	swarm_upload_before(upload);
 	run_here(upload);
+	swarm_upload_after(upload);
 	PG_RETURN_JSONB_P(swarm_upload_result(upload, swarm_net_ms() - started, true));
 }
 
@@ -156,7 +159,9 @@ swarm_s3_export(PG_FUNCTION_ARGS)
 	}
 	file->source.kind = "spool";
 	file->source.spool = spool;
+	swarm_upload_before(upload);
 	run_here(upload);
+	swarm_upload_after(upload);
 	if (file->state != FILE_DONE)
 		ereport(ERROR,
 				(errcode(file->status > 0 ? ERRCODE_EXTERNAL_ROUTINE_EXCEPTION : ERRCODE_CONNECTION_FAILURE),

@@ -230,6 +230,7 @@ swarm_upload_finish(SwarmUpload *upload)
 	swarm_spi_execute("UPDATE swarm._s3_batch SET finished_at = swarm._now() WHERE id = $1",
 					  1, types, values, NULL);
 	swarm_spi_end(&spi);
+	swarm_upload_after(upload);
 }
 
 /*

@@ -153,7 +153,7 @@ SELECT owner, calls, failures FROM swarm.hook_stat WHERE handler = 'agent_coord.
 SELECT count(swarm.hook_drop(id)) AS dropped FROM swarm.hook_stat WHERE handler ~ '^agent_coord';
 -- at the other operations
 CREATE FUNCTION agent_coord.never(data jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT jsonb_build_object('veto', data->>'event')$$;
-SELECT count(swarm.hook_create(event, 'before', 'agent_coord.never', timeout => '1 min')) FROM swarm._hook_events() WHERE event NOT IN ('task', 'progress');
+SELECT count(swarm.hook_create(event, 'before', 'agent_coord.never', timeout => '1 min')) FROM swarm._hook_events() WHERE event ~ '^(agent_|task_submit|message|handoff)';
 SELECT status, error FROM swarm.agent_spawn('[{"type": "agent_coord", "name": "vetoed"}]', timeout => '60 s');
 SELECT swarm.task_submit('{"agent": "m6"}');
 \set VERBOSITY sqlstate

@@ -42,6 +42,11 @@ sub done
 		"SELECT state FROM swarm.task_wait($task, '$PostgreSQL::Test::Utils::timeout_default s')"), 'done', $name);
 }
 
+# More tasks than one job does: another one goes on, and nothing is forgotten when it is faster than the first one ends.
+$node->safe_psql('postgres', q{SELECT count(swarm.task_submit('{"agent": "c", "task": {"many": 1}}')) FROM generate_series(1, 400)});
+poll_ok($node, q{SELECT count(*) FROM swarm.agent_tasks WHERE state = 'done'}, 'an agent does all of its many tasks', '400');
+$node->safe_psql('postgres', 'TRUNCATE log');
+
 # A process is terminated in the middle of a task.
 my $holder = start_psql($node, undef);
 say_psql($holder, 'SELECT pg_advisory_lock(4711);');

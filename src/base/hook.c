@@ -1,0 +1,257 @@
+/*
+ * hook.c
+ *	  Is there a hook, and calling it: see hook.h.
+ *
+ * The flag is a list of the events and phases that have enabled hooks.  It is
+ * read when it is first asked for, and again after an invalidation of the
+ * relation swarm._hook, which the triggers of that table send
+ * (swarm__hook_changed()).  The relation's cache is invalidated as
+ * transactions do it: our own process at the next command and again on
+ * rollback, the others at commit.
+ */
+#include "postgres.h"
+
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/inval.h"
+#include "utils/json.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+
+#include "base/export.h"
+#include "base/hook.h"
+#include "base/spi.h"
+
+static const char *const phase_names[] = {"before", "after"};
+
+static bool known = false;		/* wanted[] is what the table has */
+static bool changed = false;	/* it has changed since it was read */
+static Oid	relation = InvalidOid;	/* swarm._hook, as it was read */
+static char **wanted = NULL;	/* "before job" */
+static int	nwanted = 0;
+static MemoryContext context = NULL;
+static bool inside = false;		/* a hook is being called */
+
+static void read_wanted(void);
+static void on_invalidation(Datum arg, Oid relid);
+static char *call(const char *event, SwarmHookPhase phase, Oid role, Datum payload);
+static Datum payload_of(SwarmHookData *data);
+static void field(SwarmHookData *data, const char *key);
+
+bool
+swarm_hook_wanted(const char *event, SwarmHookPhase phase)
+{
+	size_t		length = strlen(phase_names[phase]);
+
+	if (known && nwanted == 0)
+		return false;
+	if (inside)
+		return false;
+	if (!known)
+		read_wanted();
+	for (int i = 0; i < nwanted; i++)
+	{
+		if (strncmp(wanted[i], phase_names[phase], length) == 0 && strcmp(wanted[i] + length + 1, event) == 0)
+			return true;
+	}
+	return false;
+}
+
+static void
+read_wanted(void)
+{
+	static bool registered = false;
+	SwarmSpi	spi;
+	uint64		n;
+
+	if (!registered)
+		CacheRegisterRelcacheCallback(on_invalidation, (Datum) 0);
+	registered = true;
+	if (context == NULL)
+		context = AllocSetContextCreate(TopMemoryContext, "pg_swarm hooks", ALLOCSET_SMALL_SIZES);
+	nwanted = 0;
+	MemoryContextReset(context);
+	relation = get_relname_relid("_hook", get_namespace_oid("swarm", true));
+	if (!OidIsValid(relation))
+		return;					/* the extension is just being created */
+	changed = false;
+	swarm_spi_begin(&spi);
+	n = swarm_spi_query("SELECT DISTINCT phase || ' ' || event FROM swarm._hook WHERE enabled", 0, NULL, NULL, NULL);
+	wanted = MemoryContextAllocZero(context, Max(n, 1) * sizeof(char *));
+	for (uint64 i = 0; i < n; i++)
+		wanted[i] = MemoryContextStrdup(context, swarm_spi_text(i, 1));
+	nwanted = n;
+	known = !changed;
+	swarm_spi_end(&spi);
+}
+
+static void
+on_invalidation(Datum arg, Oid relid)
+{
+	if (relid == InvalidOid || relid == relation)
+	{
+		known = false;
+		changed = true;
+	}
+}
+
+/* ------------------------------------------------------------------------
+ * What a hook is told
+ * ------------------------------------------------------------------------ */
+
+void
+swarm_hook_data(SwarmHookData *data)
+{
+	initStringInfo(&data->json);
+	appendStringInfoChar(&data->json, '{');
+}
+
+static void
+field(SwarmHookData *data, const char *key)
+{
+	if (data->json.len > 1)
+		appendStringInfoChar(&data->json, ',');
+	escape_json(&data->json, key);
+	appendStringInfoChar(&data->json, ':');
+}
+
+void
+swarm_hook_text(SwarmHookData *data, const char *key, const char *value)
+{
+	field(data, key);
+	if (value == NULL)
+		appendStringInfoString(&data->json, "null");
+	else
+		escape_json(&data->json, value);
+}
+
+void
+swarm_hook_int64(SwarmHookData *data, const char *key, int64 value)
+{
+	field(data, key);
+	appendStringInfo(&data->json, INT64_FORMAT, value);
+}
+
+void
+swarm_hook_jsonb(SwarmHookData *data, const char *key, Datum value)
+{
+	Jsonb	   *jsonb = value != (Datum) 0 ? DatumGetJsonbP(value) : NULL;
+
+	field(data, key);
+	if (jsonb == NULL)
+		appendStringInfoString(&data->json, "null");
+	else
+		(void) JsonbToCString(&data->json, &jsonb->root, VARSIZE(jsonb));
+}
+
+static Datum
+payload_of(SwarmHookData *data)
+{
+	appendStringInfoChar(&data->json, '}');
+	return DirectFunctionCall1(jsonb_in, CStringGetDatum(data->json.data));
+}
+
+/* ------------------------------------------------------------------------
+ * Calling hooks
+ * ------------------------------------------------------------------------ */
+
+char *
+swarm_hook_ask(const char *event, Oid role, SwarmHookData *data)
+{
+	return call(event, SWARM_HOOK_BEFORE, role, payload_of(data));
+}
+
+void
+swarm_hook_before(const char *event, Oid role, SwarmHookData *data)
+{
+	char	   *veto = swarm_hook_ask(event, role, data);
+
+	if (veto != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
+				 errmsg("operation \"%s\" was refused: %s", event, veto)));
+}
+
+void
+swarm_hook_after(const char *event, Oid role, SwarmHookData *data)
+{
+	(void) call(event, SWARM_HOOK_AFTER, role, payload_of(data));
+}
+
+/*
+ * call: all hooks, by swarm._hook_call().  What a hook does calls no hooks, or
+ * one that does what it is called for would call itself.
+ */
+static char *
+call(const char *event, SwarmHookPhase phase, Oid role, Datum payload)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	SwarmSpi	spi;
+	Oid			types[] = {OIDOID, TEXTOID, TEXTOID, JSONBOID};
+	Datum		values[] = {ObjectIdGetDatum(role), CStringGetTextDatum(event),
+	CStringGetTextDatum(phase_names[phase]), payload};
+	char	   *veto = NULL;
+
+	inside = true;
+	PG_TRY();
+	{
+		char	   *text;
+
+		swarm_spi_begin(&spi);
+		(void) swarm_spi_execute("SELECT swarm._hook_call($1, $2, $3, $4)", 4, types, values, NULL);
+		text = swarm_spi_text(0, 1);
+
+		if (text !=NULL)
+			veto = MemoryContextStrdup(caller, text);
+		swarm_spi_end(&spi);
+	}
+	PG_FINALLY();
+	{
+		inside = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(caller);
+	return veto;
+}
+
+/*
+ * swarm._hook_run(role oid, event text, phase text, data jsonb) returns text:
+ * the same for operations that are written in SQL
+ */
+SWARM_FUNCTION(swarm__hook_run);
+Datum
+swarm__hook_run(PG_FUNCTION_ARGS)
+{
+	char		event[NAMEDATALEN];
+	SwarmHookPhase phase;
+	char	   *veto;
+
+	text_to_cstring_buffer(PG_GETARG_TEXT_PP(1), event, sizeof(event));
+	phase = VARSIZE_ANY_EXHDR(PG_GETARG_TEXT_PP(2)) == 6 ? SWARM_HOOK_BEFORE : SWARM_HOOK_AFTER;
+	if (!swarm_hook_wanted(event, phase))
+		PG_RETURN_NULL();
+	veto = call(event, phase, PG_GETARG_OID(0),
+				PG_ARGISNULL(3) ? DirectFunctionCall1(jsonb_in, CStringGetDatum("null")) : PG_GETARG_DATUM(3));
+	if (veto == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(veto));
+}
+
+/*
+ * swarm._hook_changed() returns trigger, of swarm._hook
+ */
+SWARM_FUNCTION(swarm__hook_changed);
+Datum
+swarm__hook_changed(PG_FUNCTION_ARGS)
+{
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		elog(ERROR, "not called by a trigger");
+	CacheInvalidateRelcache(((TriggerData *) fcinfo->context)->tg_relation);
+	return PointerGetDatum(NULL);
+}

@@ -1,0 +1,73 @@
+# Agents at the edges: a whole whose agent comes later, helpers that come late, limits on resuming, hand-offs that fail.
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use SwarmTest;
+
+my $node = swarm_cluster('main', conf => "pg_swarm.job_backoff = '20ms'\npg_swarm.job_backoff_max = '50ms'\npg_swarm.min_runners = 2");
+my $wait = $PostgreSQL::Test::Utils::timeout_default;
+
+sub sql { my ($sql) = @_; return $node->safe_psql('postgres', $sql); }
+sub spawn
+{
+	my ($type, @names) = @_;
+	my $agents = join ', ', map { qq({"type": "$type", "name": "$_"}) } @names;
+
+	return sql("SELECT string_agg(status || coalesce(' ' || error, ''), ',') FROM swarm.agent_spawn('[$agents]', timeout => '$wait s')");
+}
+sub id { return sql("SELECT id FROM swarm.agents WHERE name = '$_[0]' ORDER BY id DESC LIMIT 1") }
+
+$node->safe_psql('postgres', <<'X');
+CREATE FUNCTION work(task jsonb, agent swarm.agent) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+    IF task->'lock' IS NOT NULL THEN PERFORM pg_advisory_xact_lock((task->>'lock')::int); END IF;
+    IF task ? 'handoff' THEN RAISE 'cannot go on'; END IF;
+    RETURN task || jsonb_build_object('by', agent.name);
+END $$;
+SELECT swarm.agent_type_create('{"name": "part", "capabilities": ["part"], "handler": "public.work"}');
+SELECT swarm.agent_type_create('{"name": "whole", "capabilities": ["whole"], "handler": "public.work", "max_concurrency": 1}');
+SELECT swarm.retry_policy_set('agent:part', '{"first_wait": "1 ms", "max_attempts": 2}');
+X
+
+# A whole with work of its own, for which there is no agent yet
+is(spawn('part', 'p'), 'spawned', 'an agent for the parts');
+my $task = sql(q{SELECT swarm.task_submit('{"type": "whole", "task": {"own": 1}, "parts": [{"type": "part", "task": {"n": 1}}, {"type": "part", "task": {"n": 2}}]}')});
+poll_ok($node, "SELECT count(*) FROM swarm.agent_tasks WHERE parent = $task AND state = 'done'", 'its parts are done', '2');
+is(sql("SELECT state, waits_because FROM swarm.agent_tasks WHERE id = $task"), 'queued|no agent can do it', '... it waits for an agent');
+is(spawn('whole', 'w'), 'spawned', 'which comes');
+is(sql("SELECT state, result->>'by', jsonb_array_length(result->'parts') FROM swarm.task_wait($task, '$wait s')"), 'done|w|2', '... and does it with its parts');
+
+# Resuming heeds what spawning heeds
+sql("SELECT swarm.agent_stop(" . id('w') . ')');
+my $stopped = id('w');
+is(spawn('whole', 'v'), 'spawned', 'another one takes the place');
+sql_fails($node, "SELECT swarm.agent_resume($stopped)", qr/53400: .*max_concurrency/, 'one too many is not resumed');
+is(sql("SELECT state FROM swarm.agents WHERE id = $stopped"), 'stopped', '... and stays as it was');
+sql('SELECT swarm.agent_stop(' . id('v') . ')');
+is(sql("SELECT swarm.agent_resume($stopped)"), 'idle', 'when there is room, it is');
+sql('SELECT swarm.agent_stop(' . id('p') . ')');
+my $old = id('p');
+is(spawn('part', 'p'), 'spawned', 'a name is free when its agent is stopped');
+sql_fails($node, "SELECT swarm.agent_resume($old)", qr/42710: .*exists already/, '... and then taken');
+
+# New agents help one that is busy
+my $holder = start_psql($node, undef);
+say_psql($holder, 'SELECT pg_advisory_lock(4711);');
+my $held = sql(q{SELECT swarm.task_submit('{"type": "part", "task": {"lock": 4711}}')});
+poll_ok($node, q{SELECT count(*) FROM swarm.agents WHERE name = 'p' AND state = 'busy'}, 'an agent is busy', '1');
+my @tasks = map { sql(q{SELECT swarm.task_submit('{"type": "part", "task": {"n": 1}}')}) } 1 .. 5;
+is(spawn('part', 'q'), 'spawned', 'another one comes');
+poll_ok($node, q{SELECT count(*) FROM swarm.agent_tasks WHERE state = 'done' AND id IN (} . join(',', @tasks) . ')', 'it does what waits for the busy one', '5');
+is(sql(q{SELECT stolen FROM swarm.agent_stat WHERE name = 'q'}), '5', '... which is counted');
+finish_psql($holder);
+is(sql("SELECT state FROM swarm.task_wait($held, '$wait s')"), 'done', 'the busy one goes on');
+
+# A hand-off that fails for good
+$task = sql('SELECT swarm.agent_handoff(' . id('p') . ', ' . id('q') . q{, '{"left": 1}')});
+is(sql("SELECT state, attempts FROM swarm.task_wait($task, '$wait s')"), 'failed|2', 'a hand-off is tried again, then fails');
+is(sql('SELECT body->>\'error\', body->\'handoff\' FROM swarm.agent_inbox(' . id('p') . ") WHERE kind = 'escalate'"), 'cannot go on|{"left": 1}', '... and who handed it over is told');
+$node->stop;
+done_testing();
