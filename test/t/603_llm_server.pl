@@ -37,8 +37,8 @@ CREATE SERVER a FOREIGN DATA WRAPPER swarm_llm OPTIONS (endpoint '$url', dialect
 CREATE SERVER o FOREIGN DATA WRAPPER swarm_llm OPTIONS (endpoint '$url', dialect 'openai', stall_timeout '1h');
 CREATE USER MAPPING FOR PUBLIC SERVER a OPTIONS (api_key '$key');
 CREATE USER MAPPING FOR PUBLIC SERVER o OPTIONS (api_key '$key');
-INSERT INTO swarm.models (name, server, remote_name, price_input, price_output) VALUES
-    ('m', 'a', '$remote', 1, 2), ('g', 'o', '$remote', 1, 2);
+INSERT INTO swarm.models (name, server, remote_name, price_input, price_output, params) VALUES
+    ('m', 'a', '$remote', 1, 2, '{"temperature": 0}'), ('g', 'o', '$remote', 1, 2, '{"temperature": 0}');
 CREATE TABLE lamp (lit boolean);
 CREATE FUNCTION switch(lit boolean) RETURNS text LANGUAGE sql AS 'INSERT INTO lamp VALUES (lit) RETURNING ''done''';
 SELECT swarm.tool_create('switch', 'switch', 'write', 'Switch the lamp');
@@ -128,8 +128,7 @@ foreach my $model ('m', 'g')
 	is("$r->{state} $r->{stop_reason}", 'awaiting_approval tool_use', '... a tool call waits for an approval') or diag explain $r;
 	is(ref $r->{calls}[0]{input}{lit}, 'JSON::PP::Boolean', '... with its argument');
 	$node->safe_psql('postgres', "SELECT swarm.llm_approve($r->{id}, call) FROM swarm.llm_calls WHERE conversation = $r->{id}");
-	# the model will call again: by another mode it is refused, and by max_turns it ends
-	$node->safe_psql('postgres', "SELECT swarm.llm_wait($r->{id})");
+	is(answer($node, $r->{id})->{state}, 'awaiting_approval', '... allowed; the model calls again');
 	is($node->safe_psql('postgres', "SELECT bool_and(state = 'done' AND result = 'done') FROM swarm.llm_calls WHERE conversation = $r->{id} AND message = 2"), 't', '... the tool was called');
 	is($node->safe_psql('postgres', "SELECT count(*) FROM lamp") , $node->safe_psql('postgres', "SELECT count(*) FROM swarm.llm_calls WHERE state = 'done'"), '... as often as it was asked for');
 	is($node->safe_psql('postgres', "SELECT role, state, content->0->>'type' FROM swarm.llm_messages WHERE conversation = $r->{id} AND no IN (3, 4) ORDER BY no"),
