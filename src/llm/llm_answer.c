@@ -120,6 +120,21 @@ swarm_llm_note_error(JsonbContainer *error, char *name, size_t name_room,
 	swarm_llm_printable(text, message != NULL && *message ? message : "the server gave no reason", text_room);
 }
 
+int64
+swarm_llm_answer_bytes(const SwarmLlmAnswer *answer)
+{
+	int64		bytes = 0;
+	ListCell   *lc;
+
+	foreach(lc, answer->blocks)
+	{
+		SwarmLlmBlock *block = lfirst(lc);
+
+		bytes += block->text.len + (block->raw ? strlen(block->raw) : 0);
+	}
+	return bytes;
+}
+
 /*
  * swarm_llm_content: a tool's input that is no JSON object, because the answer
  * was cut, say, becomes an empty one, and "input_text" has it.

@@ -113,6 +113,9 @@ extern SwarmLlmBlock *swarm_llm_block(SwarmLlmAnswer *answer, int i, const char 
 /* The text grows: in the block and for readers. */
 extern void swarm_llm_block_text(SwarmLlmAnswer *answer, SwarmLlmBlock *block, const char *text);
 
+/* Bytes of all that has come, which is not only text. */
+extern int64 swarm_llm_answer_bytes(const SwarmLlmAnswer *answer);
+
 /* The blocks as a JSON array in the form of the Messages API. */
 extern char *swarm_llm_content(const SwarmLlmAnswer *answer);
 
@@ -129,8 +132,10 @@ extern bool swarm_llm_openai_document(SwarmLlmAnswer *answer, JsonbContainer *do
  * Requests (llm_request.c)
  * ------------------------------------------------------------------------ */
 
+typedef struct SwarmLlmRequest SwarmLlmRequest;
+
 /* What is asked of a server. */
-typedef struct SwarmLlmRequest
+struct SwarmLlmRequest
 {
 	SwarmLlmServer *server;
 	const char *path;			/* below the server's base: /messages */
@@ -142,8 +147,18 @@ typedef struct SwarmLlmRequest
 	size_t		fed;			/* bytes of the attempt that were parsed */
 	int64		started_ms;		/* of the attempt, monotonic */
 	int64		first_ms;		/* first text after its start; -1 = none yet */
+	bool		spent;			/* the attempt may have cost something */
+	char		why[384];		/* ... and has failed, so */
+
+	/*
+	 * Called before another attempt follows one that may have cost
+	 * something: outside of a transaction, in a turn.  False: none shall
+	 * follow.
+	 */
+	bool		(*again) (SwarmLlmRequest *request);
+	void	   *caller;			/* for the caller's own use */
 	MemoryContextCallback callback;
-} SwarmLlmRequest;
+};
 
 /* Submit; ends with the current memory context. */
 extern SwarmLlmRequest *swarm_llm_submit(SwarmLlmServer *server, const char *path,

@@ -39,6 +39,7 @@ static const SwarmNetRule *judge(SwarmNetRequest *net);
 static const SwarmNetRule *judge_success(SwarmLlmRequest *request);
 static const SwarmNetRule *named(SwarmNetRequest *net, const char *name, const char *text);
 static void feed(SwarmLlmRequest *request);
+static void note_spent(SwarmLlmRequest *request);
 static void on_event(void *arg, const char *name, const char *data, size_t length);
 static void release(void *arg);
 
@@ -91,9 +92,27 @@ swarm_llm_turn(SwarmLlmRequest *request, long max_ms)
 	swarm_net_turn(max_ms);
 	while (swarm_net_next() != NULL)
 		 /* there is no other request in this process */ ;
-	if (!request->net->finished && request->net->status >= 200 && request->net->status <= 299)
+	/* status 0: a stream that broke off, whose last bytes count too */
+	if (request->net->status == 0 || (request->net->status >= 200 && request->net->status <= 299))
 		feed(request);
+	note_spent(request);
 	return request->net->finished;
+}
+
+/*
+ * note_spent: whether the attempt may have cost something: it is answered, or
+ * nobody knows what became of it.  A refusal costs nothing.
+ */
+static void
+note_spent(SwarmLlmRequest *request)
+{
+	SwarmNetRequest *net = request->net;
+
+	if (request->answer.events > 0 || (net->status >= 200 && net->status <= 299) ||
+		(net->curl_code != 0 && net->status == 0 && net->sent > 0))
+		request->spent = true;
+	if (request->spent && net->error_name[0] != '\0')
+		snprintf(request->why, sizeof(request->why), "%s (%s)", net->error_text, net->error_name);
 }
 
 /* prepare: the next attempt: what the last one has left is forgotten. */
@@ -103,6 +122,14 @@ prepare(SwarmNetRequest *net)
 	SwarmLlmRequest *request = net->caller;
 	SwarmLlmServer *server = request->server;
 
+	if (request->spent && request->again != NULL && !request->again(request))
+	{
+		strlcpy(net->error_name, "Stopped", sizeof(net->error_name));
+		strlcpy(net->error_text, "no further attempt", sizeof(net->error_text));
+		return;
+	}
+	request->spent = false;
+	request->why[0] = '\0';
 	swarm_sse_free(&request->sse);
 	swarm_sse_init(&request->sse, on_event, request);
 	swarm_llm_answer_reset(&request->answer);
