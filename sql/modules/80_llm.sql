@@ -1734,7 +1734,7 @@ COMMENT ON FUNCTION swarm.token_estimate IS 'about how many tokens a text is, by
 CREATE FUNCTION swarm.message_compress(message text, level int = 1) RETURNS text
 LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'swarm_llm_message_compress';
-COMMENT ON FUNCTION swarm.message_compress(text, int) IS 'the text with fewer tokens: level 1 loses nothing, 2 takes whitespace, 3 also phrases that say nothing';
+COMMENT ON FUNCTION swarm.message_compress(text, int) IS 'the text with fewer tokens: level 1 loses nothing, 2 takes whitespace, 3 also phrases that say nothing, and "the"';
 
 CREATE FUNCTION swarm.message_compress(message jsonb, level int = 1) RETURNS text
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp

@@ -15,7 +15,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use SwarmTest;
 
-our @EXPORT = qw(llm_start llama_start llm_servers llm_rules llm_log llm_clear llm_bodies llm_go wait_log ask ask_wait answer);
+our @EXPORT = qw(llm_start llm_stop llama_start llm_servers llm_rules llm_log llm_clear llm_bodies llm_go wait_log ask ask_wait answer);
 
 # llm_start(ENVIRONMENT): {dir, pid, port, url}
 sub llm_start
@@ -24,6 +24,8 @@ sub llm_start
 
 	return server_start([ $^X, dirname(__FILE__) . '/../tools/fake_llm', 'FOLDER' ], %env);
 }
+
+sub llm_stop { my ($s) = @_; return server_stop($s); }
 
 # llama_start(): a real server, llama.cpp's, or undef where there is none
 sub llama_start
