@@ -11,9 +11,9 @@ CREATE TABLE demo.question (
 );
 
 -- The model is asked when this commits: a runner waits for the network, the agent does not.
-CREATE FUNCTION demo.answer(task jsonb, agent swarm.agent) RETURNS jsonb LANGUAGE plpgsql AS $$
+CREATE FUNCTION demo.answer(args jsonb, agent swarm.agent) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
-	question text := (SELECT body FROM demo.question q WHERE q.id = (task ->> 'question')::int);
+	question text := (SELECT body FROM demo.question q WHERE q.id = (args ->> 'question')::int);
 	found text := (SELECT string_agg(format(E'[%s] %s > %s\n%s', n, title, heading, left(body, 2000)), E'\n\n' ORDER BY n)
 		FROM demo.ask(question) WITH ORDINALITY a(similarity, title, heading, body, page, n));
 BEGIN

@@ -1473,11 +1473,12 @@ BEGIN
         PERFORM swarm._llm_end(conversation, 'complete');
         RETURN false;
     END IF;
-    -- an id names one call: what is approved by it must not be another
+    -- an id names one call: what is approved by it must not be another; and it
+    -- goes into a notification
     INSERT INTO swarm._llm_call (conversation, message, no, id, tool, input, state, result)
     SELECT conversation, message, n, id, tool, input, CASE WHEN again THEN 'failed' ELSE 'requested' END,
-           CASE WHEN again THEN 'not called: its id is that of another call' END
-    FROM (SELECT n, id, tool, input, row_number() OVER (PARTITION BY id ORDER BY n) > 1 AS again
+           CASE WHEN again THEN 'not called: its id is that of another call, or too long' END
+    FROM (SELECT n, id, tool, input, length(id) > 256 OR row_number() OVER (PARTITION BY id ORDER BY n) > 1 AS again
           FROM (SELECT n, coalesce(nullif(b->>'id', ''), 'call_' || message || '_' || n) AS id, coalesce(b->>'name', '') AS tool, b->'input' AS input
                 FROM jsonb_array_elements(x.content) WITH ORDINALITY y(b, n) WHERE b->>'type' = 'tool_use') z) z;
     GET DIAGNOSTICS calls = ROW_COUNT;

@@ -87,6 +87,7 @@ typedef struct SwarmLlmAnswer
 {
 	MemoryContext context;
 	SwarmLlmDialect dialect;
+	const char *secret;			/* the key, which no error may show; or NULL */
 	List	   *blocks;			/* of SwarmLlmBlock */
 	StringInfoData text;		/* what a reader sees */
 	int64		tokens_in;		/* with the cached ones; -1 = not told */
@@ -119,8 +120,8 @@ extern int64 swarm_llm_answer_bytes(const SwarmLlmAnswer *answer);
 /* The blocks as a JSON array in the form of the Messages API. */
 extern char *swarm_llm_content(const SwarmLlmAnswer *answer);
 
-/* An error object of either dialect: its name and text. */
-extern void swarm_llm_note_error(JsonbContainer *error, char *name, size_t name_room,
+/* An error object of either dialect: its name and text, without the secret. */
+extern void swarm_llm_note_error(JsonbContainer *error, const char *secret, char *name, size_t name_room,
 								 char *text, size_t text_room);
 
 extern void swarm_llm_anthropic_event(SwarmLlmAnswer *answer, JsonbContainer *event);

@@ -54,6 +54,7 @@ swarm_llm_submit(SwarmLlmServer *server, const char *path, const char *body, boo
 	request->body = body;
 	request->chat = chat;
 	request->answer.dialect = server->dialect;
+	request->answer.secret = server->api_key;
 	swarm_llm_answer_reset(&request->answer);
 	swarm_sse_init(&request->sse, on_event, request);
 	request->callback.func = release;
@@ -180,17 +181,18 @@ on_event(void *arg, const char *name, const char *data, size_t length)
 static const SwarmNetRule *
 judge(SwarmNetRequest *net)
 {
+	SwarmLlmRequest *request = net->caller;
 	Jsonb	   *document;
 
 	if (net->status >= 200 && net->status <= 299)
-		return judge_success(net->caller);
+		return judge_success(request);
 	document = swarm_llm_json(net->answer, net->answer_length);
 	if (document != NULL && JB_ROOT_IS_OBJECT(document))
 	{
 		JsonbContainer *error = swarm_llm_member(&document->root, "error");
 
 		if (error != NULL)
-			swarm_llm_note_error(error, net->error_name, sizeof(net->error_name),
+			swarm_llm_note_error(error, request->server->api_key, net->error_name, sizeof(net->error_name),
 								 net->error_text, sizeof(net->error_text));
 	}
 	return swarm_net_rule_named(swarm_llm_rules, swarm_llm_nrules, net->error_name);

@@ -34,6 +34,7 @@
 
 #define FLUSH_MS		250		/* what has come is stored at least so often */
 #define FLUSH_BYTES		4096
+#define FLUSH_MORE		16		/* of a long text, which is stored as a whole, by this part more */
 #define TURN_MS			1000
 
 /* A run; lives in its own memory context. */
@@ -61,6 +62,7 @@ static void next(Run *r);
 static bool take_turn(Run *r);
 static SwarmLlmServer *read_server(Run *r, char **outcome);
 static bool again(SwarmLlmRequest *request);
+static int64 flush_ms(int stored);
 static bool receive(Run *r);
 static void flush(Run *r);
 static bool turn_end(Run *r, const char *outcome);
@@ -312,6 +314,13 @@ read_server(Run *r, char **outcome)
 	return NULL;
 }
 
+/* flush_ms: how long what has come may wait; longer for a text that is long. */
+static int64
+flush_ms(int stored)
+{
+	return FLUSH_MS * (int64) (1 + stored / (FLUSH_BYTES * FLUSH_MORE));
+}
+
 /*
  * receive: until the request is finished; what has come is stored at once, and
  * then from time to time.  False if it was given up because the query wants
@@ -331,7 +340,7 @@ receive(Run *r)
 		int64		due = 0;
 
 		if (stored < request->answer.text.len)
-			due = Max(stored_ms + FLUSH_MS - swarm_net_ms(), 0);
+			due = Max(stored_ms + flush_ms(stored) - swarm_net_ms(), 0);
 		SWARM_FAULT("llm.turn");
 		finished = swarm_llm_turn(request, stored < request->answer.text.len ? (long) due : TURN_MS);
 		if (attempt != request->net->attempts)
@@ -354,8 +363,8 @@ receive(Run *r)
 			}
 		}
 		if (!finished && request->answer.text.len > stored &&
-			(stored == 0 || request->answer.text.len - stored >= FLUSH_BYTES ||
-			 swarm_net_ms() - stored_ms >= FLUSH_MS))
+			(stored == 0 || request->answer.text.len - stored >= Max(FLUSH_BYTES, stored / FLUSH_MORE) ||
+			 swarm_net_ms() - stored_ms >= flush_ms(stored)))
 		{
 			flush(r);
 			stored = request->answer.text.len;

@@ -124,6 +124,9 @@ as('alice', "SELECT swarm.llm_approve($r->{id}, 'toolu_0')");
 $r = answer($node, $r->{id});
 like($r->{text}, qr/^Results: 20, ERROR not called/, '... the other one is not called');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM notes WHERE id = 21'), '0', '... indeed');
+llm_rules($llm, { match => 'use', long_id => 9000, times => 1 });
+$r = ask_as('alice', "'m', 'use note_add {\"id\": 22, \"body\": \"x\"}', $tools");
+like("$r->{state} $r->{text}", qr/^complete Results: ERROR not called/, 'a call with an id that no notification holds');
 llm_clear($llm);
 
 # A crash between a tool's effects and the end: neither twice nor lost

@@ -117,7 +117,7 @@ foreach my $model ('m', 'g')
 		$node->safe_psql('postgres', "ALTER SERVER $_ OPTIONS (SET stall_timeout '" . ($waits ? '1s' : '1h') . "')") foreach 'a', 'o';
 		$r = ask_wait($node, "'$model', 'hello', options => '{\"max_tokens\": 50}'");
 		$attempts = '[2-5]' if $waits;
-		like( "$r->{state} " . $node->safe_psql('postgres', "SELECT attempts FROM swarm.llm_messages WHERE conversation = $r->{id} AND role = 'assistant'"),
+		like( "$r->{state} " . $node->safe_psql('postgres', "SELECT attempts FROM swarm.llm_messages WHERE conversation = $r->{id} AND role = 'assistant' ORDER BY no DESC LIMIT 1"),
 			qr/^$state $attempts$/, "$model, $name: state and attempts") or diag explain $r;
 	}
 	llm_clear($proxy);
