@@ -478,9 +478,9 @@ outcome_of(Run *r, const char *state)
 		char	   *error = psprintf("server \"%s\" failed: %s (%s, status %d, %d attempts)", r->server,
 									 net->error_text, net->error_name, net->status, net->attempts);
 
-		/* a refused request has cost nothing; one without an answer may have */
+		/* a request that was refused, or not sent, has cost nothing */
 		appendStringInfo(&json, ", \"sent\": %s, \"sqlstate\": \"%s\", \"error\": ",
-						 net->status >= 400 ? "false" : "true", net->status == 0 ? "08006" : "38000");
+						 request->spent ? "true" : "false", net->status == 0 ? "08006" : "38000");
 		escape_json(&json, error);
 	}
 	appendStringInfoChar(&json, '}');

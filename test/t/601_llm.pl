@@ -94,6 +94,10 @@ is("$r->{state} $r->{sqlstate} $r->{error}", 'failed 42704 server "nowhere" does
 $r = ask_wait($node, "'none', 'hello'");
 is("$r->{state} $r->{sqlstate}", 'failed 55000', 'a model without a server');
 
+$node->safe_psql('postgres', "CREATE SERVER gone FOREIGN DATA WRAPPER swarm_llm OPTIONS (endpoint 'http://127.0.0.1:1'); INSERT INTO swarm.models (name, server, price_input, price_output) VALUES ('gone', 'gone', 1, 1)");
+$r = ask_wait($node, "'gone', 'hello'");
+is("$r->{state} $r->{sqlstate} $r->{tokens_in} " . $node->safe_psql('postgres', "SELECT count(*) FROM swarm.costs WHERE conversation = $r->{id}"), 'failed 08006 0 0', 'what could not be sent costs nothing');
+
 # Embeddings and counts
 $r = answer($node, $node->safe_psql('postgres', "SELECT swarm.llm_embed('g', '{a,bcd}')"));
 is($node->safe_psql('postgres', "SELECT string_agg(embedding::text, ' ' ORDER BY no) FROM swarm.llm_embeddings($r->{id})"),
