@@ -158,10 +158,10 @@ ALTER TABLE swarm._instance ENABLE ALWAYS TRIGGER config_changed;
 
 ALTER TABLE swarm._job ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON swarm._job FOR SELECT
-    USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+    USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 ALTER TABLE swarm._job_history ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON swarm._job_history FOR SELECT
-    USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+    USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 ALTER TABLE swarm._job_attempt ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON swarm._job_attempt FOR SELECT
     USING (EXISTS (SELECT FROM swarm._job j WHERE j.id = _job_attempt.id));

@@ -28,7 +28,7 @@ SELECT pg_catalog.pg_extension_config_dump('swarm._schedule', '');
 
 ALTER TABLE swarm._schedule ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON swarm._schedule
-    USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+    USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 ALTER TABLE swarm._schedule_run ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON swarm._schedule_run
     USING (EXISTS (SELECT FROM swarm._schedule s WHERE s.name = schedule));

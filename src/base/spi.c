@@ -48,6 +48,22 @@ swarm_spi_execute(const char *sql, int nargs, Oid *types, Datum *values,
 }
 
 uint64
+swarm_spi_execute_latest(const char *sql, int nargs, Oid *types, Datum *values,
+						 const char *nulls)
+{
+	SPIPlanPtr	plan = SPI_prepare(sql, nargs, types);
+	int			rc;
+
+	if (plan == NULL)
+		elog(ERROR, "could not prepare: %s: %s", SPI_result_code_string(SPI_result), sql);
+	rc = SPI_execute_snapshot(plan, values, nulls, GetLatestSnapshot(), InvalidSnapshot,
+							  false, true, 0);
+	if (rc < 0)
+		elog(ERROR, "statement failed: %s: %s", SPI_result_code_string(rc), sql);
+	return SPI_processed;
+}
+
+uint64
 swarm_spi_query(const char *sql, int nargs, Oid *types, Datum *values,
 				const char *nulls)
 {

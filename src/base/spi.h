@@ -35,6 +35,13 @@ extern void swarm_spi_end(SwarmSpi *spi);
 extern uint64 swarm_spi_execute(const char *sql, int nargs, Oid *types,
 								Datum *values, const char *nulls);
 
+/*
+ * The same with the snapshot of now: also under REPEATABLE READ it finds rows
+ * that others have committed since the transaction's first statement.
+ */
+extern uint64 swarm_spi_execute_latest(const char *sql, int nargs, Oid *types,
+									   Datum *values, const char *nulls);
+
 /* Run one query that sees what is committed now, at any isolation level. */
 extern uint64 swarm_spi_query(const char *sql, int nargs, Oid *types,
 							  Datum *values, const char *nulls);

@@ -112,7 +112,6 @@ typedef struct SwarmReady
 #define SWARM_READY_LOST		0x10	/* its worker died: count the attempt */
 #define SWARM_READY_SUSPECT		0x20	/* ran when the server crashed */
 #define SWARM_READY_NO_BATCH	0x40	/* run it in a transaction of its own */
-#define SWARM_READY_TOUCHED		0x80	/* has a row in _job_attempt */
 
 typedef struct SwarmEntry SwarmEntry;	/* job_int.h */
 typedef struct SwarmChore SwarmChore;	/* job_int.h */
@@ -201,6 +200,7 @@ typedef struct SwarmShard
 	int			scheduler_pid;	/* 0 = none */
 	Latch	   *scheduler_latch;
 	TimestampTz scheduler_since;
+	uint32		scheduler_wakes;	/* counts calls of swarm_shard_wake_scheduler() */
 	TimestampTz restart_at;		/* not before */
 	int			restarts;		/* in a row, for the backoff */
 	bool		starting;		/* registered, not yet attached */
@@ -214,6 +214,8 @@ typedef struct SwarmShard
 	/* runners */
 	dlist_head	idle;
 	int			runners;		/* started or starting */
+	int			failed_starts;	/* in a row, of runners that could not begin */
+	TimestampTz start_after;	/* none is started before, then */
 	int			extra;			/* the same, for critical jobs only */
 	bool		want_runner;
 
@@ -234,6 +236,7 @@ typedef struct SwarmShard
 	int			suspects_running;
 	int			leased;			/* entries that outside workers have */
 	pairingheap timers;
+	TimestampTz ticked;			/* when they were looked at last */
 	int			ntimers;
 
 	/* background work that is no job: job_chore.c */
@@ -401,14 +404,16 @@ extern void swarm_job_insert(SwarmJobRow *row);
 extern bool swarm_job_fetch(int64 id, SwarmJobRow *row);
 
 /* Delete the live row and append to the history; false: somebody was faster. */
-extern bool swarm_job_end(const SwarmJobRow *row, const SwarmJobEnd *end,
-						  int flags);
+extern bool swarm_job_end(const SwarmJobRow *row, const SwarmJobEnd *end);
+
+/* Nobody else ends the job before this transaction; false: somebody has. */
+extern bool swarm_job_keep_live(const SwarmJobRow *row);
 
 /*
  * Record a failed attempt: the job's next one is due at `run_at`; `crashed`:
- * it ran when the server crashed.
+ * it ran when the server crashed.  False: somebody has ended the job.
  */
-extern void swarm_job_record_attempt(int64 id, int attempts, TimestampTz run_at,
+extern bool swarm_job_record_attempt(const SwarmJobRow *row, int attempts, TimestampTz run_at,
 									 const char *error, bool crashed);
 extern char *swarm_job_queue_name(int32 id);
 extern char *swarm_job_kind_name(int32 id);

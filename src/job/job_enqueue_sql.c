@@ -394,7 +394,7 @@ add_dependencies(int64 child, ArrayType *parents)
 		bool		isnull;
 		Oid			owner = DatumGetObjectId(swarm_spi_column(i, 3, &isnull));
 
-		if (isnull || !is_member_of_role(caller, owner))
+		if (isnull || !has_privs_of_role(caller, owner))
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_OBJECT),
 					 errmsg("job " INT64_FORMAT " does not exist", id)));

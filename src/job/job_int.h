@@ -160,6 +160,7 @@ struct SwarmChore
 typedef struct SwarmJobShared
 {
 	int			used;			/* entries */
+	bool		starved;		/* a job has found no room since the last look */
 	pg_atomic_uint64 names_generation;	/* counts changes of queues and kinds */
 	ConditionVariable waiters[WAIT_BUCKETS];
 	/* followed by shards and slots */
@@ -240,6 +241,7 @@ extern SwarmQueue *swarm_queue_get(Oid database, int32 id, bool create);
 extern SwarmKind *swarm_kind_get(Oid database, int32 id, bool create);
 extern void swarm_kind_unpark(SwarmShard *shard, SwarmKind *k);
 extern void swarm_kind_unpark_each(SwarmShard *shard);
+extern void swarm_limits_again(SwarmShard *shard);
 extern void swarm_bucket_set(SwarmBucket *b, int limit, int64 period_us);
 extern bool swarm_bucket_has(SwarmBucket *b, TimestampTz now);
 extern bool swarm_bucket_take(SwarmBucket *b, TimestampTz now);

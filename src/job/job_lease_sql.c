@@ -17,6 +17,7 @@
 #include "utils/timestamp.h"
 
 #include "base/clock.h"
+#include "base/compat.h"
 #include "base/doorbell.h"
 #include "base/export.h"
 #include "base/shmem.h"
@@ -31,7 +32,6 @@
 typedef struct Lease
 {
 	int			attempts;
-	int			flags;
 	TimestampTz since;
 } Lease;
 
@@ -50,6 +50,7 @@ static void check_queue_owner(const char *queue);
 static SwarmEntry *leased_entry(int64 id, int64 token);
 static Lease require_lease(int64 id, int64 token);
 static void fetch_leased(int64 id, SwarmJobRow *row);
+swarm_noreturn static void refuse_ended(int64 id);
 static void ring_lease_failed(void *item);
 
 /*
@@ -189,10 +190,8 @@ swarm_job_complete(PG_FUNCTION_ARGS)
 	end.result = PG_ARGISNULL(2) ? (Datum) 0 : PG_GETARG_DATUM(2);
 	end.started = lease.since;
 	end.attempts = lease.attempts + 1;
-	if (!swarm_job_end(&row, &end, lease.flags))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("job " INT64_FORMAT " has ended already", row.id)));
+	if (!swarm_job_end(&row, &end))
+		refuse_ended(row.id);
 	swarm_job_ring_ended(row.id, SWARM_JOB_COMPLETED);
 	PG_RETURN_VOID();
 }
@@ -222,14 +221,13 @@ swarm_job_fail(PG_FUNCTION_ARGS)
 		LeaseFailed failed = {MyDatabaseId, row.id, PG_GETARG_INT64(1), end.attempts, 0};
 
 		failed.due = swarm_now() + swarm_job_backoff_us(end.attempts);
-		swarm_job_record_attempt(row.id, end.attempts, failed.due, end.error, false);
+		if (!swarm_job_record_attempt(&row, end.attempts, failed.due, end.error, false))
+			refuse_ended(row.id);
 		swarm_doorbell_add(ring_lease_failed, swarm_job_undo_told, &failed, sizeof(failed));
 		PG_RETURN_VOID();
 	}
-	if (!swarm_job_end(&row, &end, lease.flags))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("job " INT64_FORMAT " has ended already", row.id)));
+	if (!swarm_job_end(&row, &end))
+		refuse_ended(row.id);
 	swarm_job_ring_ended(row.id, SWARM_JOB_DEAD);
 	PG_RETURN_VOID();
 }
@@ -252,7 +250,6 @@ ring_lease_failed(void *item)
 		swarm_entry_release(shard, e);
 		e->job.attempts = failed->attempts;
 		e->job.due = failed->due;
-		e->job.flags |= SWARM_READY_TOUCHED;
 		swarm_entry_place(shard, e, false);
 	}
 	LWLockRelease(swarm_job_lock);
@@ -288,7 +285,7 @@ check_queue_owner(const char *queue)
 						1, types, values, NULL) > 0)
 		owner = DatumGetObjectId(swarm_spi_column(0, 1, &isnull));
 	swarm_spi_end(&spi);
-	if (OidIsValid(owner) && !is_member_of_role(GetUserId(), owner))
+	if (OidIsValid(owner) && !has_privs_of_role(GetUserId(), owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for queue \"%s\"", queue)));
@@ -315,7 +312,6 @@ require_lease(int64 id, int64 token)
 	if (e != NULL)
 	{
 		lease.attempts = e->job.attempts;
-		lease.flags = e->job.flags;
 		lease.since = e->since;
 	}
 	LWLockRelease(swarm_job_lock);
@@ -331,7 +327,13 @@ static void
 fetch_leased(int64 id, SwarmJobRow *row)
 {
 	if (!swarm_job_fetch(id, row))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("job " INT64_FORMAT " has ended already", id)));
+		refuse_ended(id);
+}
+
+static void
+refuse_ended(int64 id)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("job " INT64_FORMAT " has ended already", id)));
 }

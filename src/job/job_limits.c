@@ -153,6 +153,35 @@ swarm_kind_unpark_each(SwarmShard *shard)
 }
 
 /*
+ * swarm_limits_again: the clock was set back: who waits for a rate, waits from
+ * now on, not until the time of the old clock.
+ */
+void
+swarm_limits_again(SwarmShard *shard)
+{
+	HASH_SEQ_STATUS seq;
+	SwarmQueue *q;
+	SwarmKind  *k;
+
+	hash_seq_init(&seq, swarm_queue_table);
+	while ((q = hash_seq_search(&seq)) != NULL)
+	{
+		if (q->key.database != shard->database)
+			continue;
+		swarm_timer_disarm(shard, &q->timer);
+		swarm_queue_consider(shard, q);
+	}
+	hash_seq_init(&seq, swarm_kind_table);
+	while ((k = hash_seq_search(&seq)) != NULL)
+	{
+		if (k->key.database != shard->database)
+			continue;
+		swarm_timer_disarm(shard, &k->timer);
+		swarm_kind_unpark(shard, k);
+	}
+}
+
+/*
  * swarm_queue_configure: bring the settings in memory up to what the tables
  * said when `changes` was the count of changes.  Queues and kinds that are not
  * listed have none.
@@ -200,6 +229,7 @@ swarm_queue_configure(SwarmShard *shard,
 		q->group_commit = c->group_commit;
 		q->dependency_failure = c->dependency_failure;
 		swarm_bucket_set(&q->bucket, c->rate_limit, c->rate_period_us);
+		swarm_timer_disarm(shard, &q->timer);	/* of the old rate */
 		swarm_queue_consider(shard, q);
 	}
 	hash_seq_init(&seq, swarm_kind_table);
@@ -220,6 +250,7 @@ swarm_queue_configure(SwarmShard *shard,
 		}
 		k->max_running = max_running;
 		swarm_bucket_set(&k->bucket, rate_us > 0 ? 1 : 0, rate_us);
+		swarm_timer_disarm(shard, &k->timer);
 		while (!dlist_is_empty(&k->parked))
 		{
 			SwarmEntry *e = dlist_container(SwarmEntry, link,

@@ -88,6 +88,9 @@ swarm_queue_tick(SwarmShard *shard)
 	TimestampTz next = DT_NOEND;
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	if (now < shard->ticked)
+		swarm_limits_again(shard);
+	shard->ticked = now;
 	while (!pairingheap_is_empty(&shard->timers))
 	{
 		SwarmTimer *t = pairingheap_container(SwarmTimer, node,
@@ -195,18 +198,33 @@ push_locked(SwarmShard *shard, const SwarmReady *job)
 	if (e != NULL)
 	{
 		e->job.flags |= job->flags & SWARM_READY_PARENT;
+
+		/*
+		 * A sweep may have read the row just before job_retry() changed when
+		 * it is due, and the next one knows better.  Of a row that was read
+		 * before the last failure nothing is believed.
+		 */
+		if (e->state == ENTRY_TIMER && job->due < e->job.due &&
+			job->attempts >= e->job.attempts)
+		{
+			swarm_entry_unlist(shard, e);
+			e->job.due = job->due;
+			swarm_entry_place(shard, e, false);
+		}
 		return true;
 	}
 	q = swarm_queue_get(shard->database, job->queue, true);
 	k = swarm_kind_get(shard->database, job->kind, true);
-	if (q == NULL || k == NULL)
-		return false;
-	room = memory_for(shard, q, job);
-	if (room != ROOM)
-		return room == ROOM_LATER;
-	e = hash_search(swarm_job_entries, &key, HASH_ENTER_NULL, &found);
+	room = q && k ? memory_for(shard, q, job) : ROOM_NONE;
+	if (room == ROOM_LATER)
+		return true;
+	if (room == ROOM)
+		e = hash_search(swarm_job_entries, &key, HASH_ENTER_NULL, &found);
 	if (e == NULL)
+	{
+		swarm_job_shared->starved = true;
 		return false;
+	}
 
 	memset((char *) e + sizeof(SwarmEntryKey), 0, sizeof(*e) - sizeof(SwarmEntryKey));
 	e->job = *job;
@@ -426,8 +444,22 @@ swarm_entry_remove(SwarmShard *shard, SwarmEntry *e)
 		shard->left_behind = false;
 		shard->scan_from = 0;
 	}
-	if (shard->scan_from != SWARM_NO_SCAN && free_slots > swarm_job_slots / 8)
+	if (free_slots <= swarm_job_slots / 8)
+		return;
+	if (shard->scan_from != SWARM_NO_SCAN)
 		swarm_shard_wake_scheduler(shard);
+	if (swarm_job_shared->starved)
+	{
+		/* other databases may have found no room: theirs is the next look */
+		swarm_job_shared->starved = false;
+		for (int i = 0; i < swarm_max_databases; i++)
+		{
+			SwarmShard *other = swarm_shard_at(i);
+
+			if (other->state != SWARM_SHARD_FREE && other->scan_from != SWARM_NO_SCAN)
+				swarm_shard_wake_scheduler(other);
+		}
+	}
 }
 
 /*

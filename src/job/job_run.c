@@ -298,7 +298,7 @@ run_in_subtransaction(SwarmSlot *slot, SwarmClaim *claim, SwarmJobRow *row, Outc
 
 		end.started = started;
 		end.attempts = row->attempts + 1;
-		moved = swarm_job_end(row, &end, claim->job.flags);
+		moved = swarm_job_end(row, &end);
 		if (moved)
 			ReleaseCurrentSubTransaction();
 		else
@@ -382,7 +382,7 @@ run_procedure(SwarmSlot *slot, SwarmClaim *claim, SwarmJobRow *row, Outcome *out
 		PushActiveSnapshot(GetTransactionSnapshot());
 	end.started = started;
 	end.attempts = row->attempts + 1;
-	if (swarm_job_fetch(row->id, &again) && swarm_job_end(&again, &end, claim->job.flags))
+	if (swarm_job_fetch(row->id, &again) && swarm_job_end(&again, &end))
 	{
 		out->kind = OUTCOME_ENDED;
 		out->state = SWARM_JOB_COMPLETED;
@@ -437,12 +437,12 @@ record_failure(SwarmSlot *slot, SwarmClaim *claim, const SwarmJobRow *row,
 		int64		wait = swarm_job_backoff_us(end.attempts);
 
 		claim->job.attempts = end.attempts;
-		claim->job.flags |= SWARM_READY_TOUCHED;
 		return_for(claim, wait, out);
-		swarm_job_record_attempt(row->id, end.attempts, claim->job.due, end.error, false);
+		if (!swarm_job_record_attempt(row, end.attempts, claim->job.due, end.error, false))
+			out->kind = OUTCOME_GONE;
 		return;
 	}
-	if (!swarm_job_end(row, &end, claim->job.flags))
+	if (!swarm_job_end(row, &end))
 	{
 		out->kind = OUTCOME_GONE;
 		return;
@@ -553,7 +553,7 @@ cancel_late(const SwarmClaim *claim)
 
 		begin_transaction();
 		if (swarm_job_fetch(claim->job.id, &row) &&
-			swarm_job_end(&row, &end, SWARM_READY_TOUCHED))
+			swarm_job_end(&row, &end))
 			swarm_job_ring_ended(row.id, SWARM_JOB_CANCELLED);
 		PopActiveSnapshot();
 		CommitTransactionCommand();

@@ -242,6 +242,7 @@ swarm_shard_free(SwarmShard *shard)
 void
 swarm_shard_wake_scheduler(SwarmShard *shard)
 {
+	shard->scheduler_wakes++;
 	if (shard->scheduler_latch)
 		SetLatch(shard->scheduler_latch);
 }

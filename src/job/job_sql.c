@@ -112,7 +112,7 @@ check_visible(int64 id)
 static void
 require_member(Oid owner, int64 id)
 {
-	if (!OidIsValid(owner) || !is_member_of_role(GetUserId(), owner))
+	if (!OidIsValid(owner) || !has_privs_of_role(GetUserId(), owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("job " INT64_FORMAT " does not exist", id)));
@@ -188,7 +188,7 @@ swarm_job_cancel(PG_FUNCTION_ARGS)
 
 	end.error = reason ? reason : "cancelled";
 	attempts_so_far(id, &end);
-	if (!swarm_job_end(&row, &end, SWARM_READY_TOUCHED))
+	if (!swarm_job_end(&row, &end))
 		PG_RETURN_BOOL(false);
 	swarm_job_ring_ended(id, SWARM_JOB_CANCELLED);
 	PG_RETURN_BOOL(true);
@@ -271,7 +271,7 @@ swarm_job_retry(PG_FUNCTION_ARGS)
 	PreventCommandDuringRecovery("job_retry()");
 	CommandCounterIncrement();
 	check_visible(id);
-	if (!swarm_job_fetch(id, &row))
+	if (!swarm_job_fetch(id, &row) || !swarm_job_keep_live(&row))
 	{
 		retry_finished(id);
 		PG_RETURN_VOID();
@@ -284,9 +284,9 @@ swarm_job_retry(PG_FUNCTION_ARGS)
 		elog(ERROR, "job " INT64_FORMAT " vanished", id);
 	state = swarm_spi_int32(0, 1);
 	(void) swarm_job_state_next(state, SWARM_EVENT_RETRY, id);
-	swarm_spi_execute("INSERT INTO swarm._job_attempt (id, attempts, run_at) VALUES ($1, 0, $2) "
-					  "ON CONFLICT (id) DO UPDATE SET run_at = EXCLUDED.run_at",
-					  2, types, values, NULL);
+	swarm_spi_execute_latest("INSERT INTO swarm._job_attempt (id, attempts, run_at) VALUES ($1, 0, $2) "
+							 "ON CONFLICT (id) DO UPDATE SET run_at = EXCLUDED.run_at",
+							 2, types, values, NULL);
 	swarm_spi_end(&spi);
 	told.due = swarm_now();
 	swarm_doorbell_add(ring_due_now, swarm_job_undo_told, &told, sizeof(told));
@@ -312,7 +312,6 @@ ring_due_now(void *item)
 	{
 		swarm_entry_unlist(shard, e);
 		e->job.due = told->due;
-		e->job.flags |= SWARM_READY_TOUCHED;
 		swarm_entry_place(shard, e, false);
 	}
 	else if (e != NULL && e->state == ENTRY_CLAIMED)

@@ -72,6 +72,7 @@ static KnownName known_handler;
 static HeapTuple fetch_by_key(Relation rel, const char *index, AttrNumber column,
 							  RegProcedure eq, Datum key);
 static bool delete_live(Relation rel, ItemPointer tid);
+static void delete_attempt(int64 id);
 static void append_history(const SwarmJobRow *row, const SwarmJobEnd *end);
 static char *name_by_id(KnownName *known, const char *table, const char *pkey, int32 id, int column);
 
@@ -212,10 +213,11 @@ fetch_by_key(Relation rel, const char *index, AttrNumber column,
  * swarm_job_end: in the caller's transaction, move the job from _job to the
  * history and free what it holds.  False, and nothing changed, if another
  * transaction has ended it: the caller must not commit the job's effects.
- * Waits for such a transaction if it is still open.
+ * Waits for such a transaction if it is still open, and for one that records
+ * an attempt.
  */
 bool
-swarm_job_end(const SwarmJobRow *row, const SwarmJobEnd *end, int flags)
+swarm_job_end(const SwarmJobRow *row, const SwarmJobEnd *end)
 {
 	Relation	rel = table_open(swarm_job_relation("_job"), RowExclusiveLock);
 	ItemPointerData tid = row->tid;
@@ -227,9 +229,10 @@ swarm_job_end(const SwarmJobRow *row, const SwarmJobEnd *end, int flags)
 		return false;
 	}
 	table_close(rel, NoLock);
+	delete_attempt(row->id);
 	append_history(row, end);
 
-	if (row->unique_key != NULL || row->blocked || (flags & SWARM_READY_TOUCHED))
+	if (row->unique_key != NULL || row->blocked)
 	{
 		SwarmSpi	spi;
 		Oid			types[] = {INT8OID};
@@ -243,16 +246,13 @@ swarm_job_end(const SwarmJobRow *row, const SwarmJobEnd *end, int flags)
 				ObjectIdGetDatum(row->owner), Int32GetDatum(row->queue),
 			CStringGetTextDatum(row->unique_key)};
 
-			swarm_spi_execute("DELETE FROM swarm._job_key "
-							  "WHERE owner = $2 AND queue = $3 AND key = $4 AND job = $1",
-							  4, key_types, key_values, NULL);
+			swarm_spi_execute_latest("DELETE FROM swarm._job_key "
+									 "WHERE owner = $2 AND queue = $3 AND key = $4 AND job = $1",
+									 4, key_types, key_values, NULL);
 		}
 		if (row->blocked)
-			swarm_spi_execute("DELETE FROM swarm._job_dep WHERE child = $1",
-							  1, types, values, NULL);
-		if (flags & SWARM_READY_TOUCHED)
-			swarm_spi_execute("DELETE FROM swarm._job_attempt WHERE id = $1",
-							  1, types, values, NULL);
+			swarm_spi_execute_latest("DELETE FROM swarm._job_dep WHERE child = $1",
+									 1, types, values, NULL);
 		swarm_spi_end(&spi);
 	}
 	return true;
@@ -276,6 +276,26 @@ delete_live(Relation rel, ItemPointer tid)
 		return true;
 	}
 	return false;
+}
+
+/*
+ * delete_attempt: what is known of the job's attempts, if anything.  The live
+ * row is deleted already, so nobody writes another, and the latest snapshot
+ * sees the one there is, where that of a transaction with REPEATABLE READ
+ * might not.
+ */
+static void
+delete_attempt(int64 id)
+{
+	Relation	rel = table_open(swarm_job_relation("_job_attempt"), RowExclusiveLock);
+	HeapTuple	tuple = fetch_by_key(rel, "_job_attempt_pkey", 1, F_INT8EQ, Int64GetDatum(id));
+
+	if (tuple != NULL)
+	{
+		CatalogTupleDelete(rel, &tuple->t_self);
+		heap_freetuple(tuple);
+	}
+	table_close(rel, NoLock);
 }
 
 static void
@@ -319,11 +339,32 @@ append_history(const SwarmJobRow *row, const SwarmJobEnd *end)
 }
 
 /*
- * swarm_job_record_attempt: the job stays live; its next attempt is due at
- * `run_at`.
+ * swarm_job_keep_live: nobody else ends the job until the caller's transaction
+ * does, as with the row that a foreign key points to.  False if somebody has;
+ * waits for a transaction that is about to.
  */
-void
-swarm_job_record_attempt(int64 id, int attempts, TimestampTz run_at,
+bool
+swarm_job_keep_live(const SwarmJobRow *row)
+{
+	Relation	rel = table_open(swarm_job_relation("_job"), RowShareLock);
+	HeapTupleData tuple = {.t_self = row->tid};
+	TM_FailureData failure;
+	TM_Result	result;
+	Buffer		buffer;
+
+	result = heap_lock_tuple(rel, &tuple, GetCurrentCommandId(true), LockTupleKeyShare,
+							 LockWaitBlock, false, &buffer, &failure);
+	ReleaseBuffer(buffer);
+	table_close(rel, NoLock);
+	return result == TM_Ok;
+}
+
+/*
+ * swarm_job_record_attempt: the job stays live; its next attempt is due at
+ * `run_at`.  False, and nothing changed, if another transaction has ended it.
+ */
+bool
+swarm_job_record_attempt(const SwarmJobRow *row, int attempts, TimestampTz run_at,
 						 const char *error, bool crashed)
 {
 	SwarmSpi	spi;
@@ -331,21 +372,23 @@ swarm_job_record_attempt(int64 id, int attempts, TimestampTz run_at,
 	Datum		values[5];
 	char		nulls[5] = {' ', ' ', ' ', ' ', ' '};
 
-	values[0] = Int64GetDatum(id);
+	if (!swarm_job_keep_live(row))
+		return false;
+	values[0] = Int64GetDatum(row->id);
 	values[1] = Int32GetDatum(attempts);
 	values[2] = TimestampTzGetDatum(run_at);
 	values[3] = error ? CStringGetTextDatum(error) : (Datum) 0;
 	values[4] = BoolGetDatum(crashed);
 	if (error == NULL)
 		nulls[3] = 'n';
-
 	swarm_spi_begin(&spi);
-	swarm_spi_execute("INSERT INTO swarm._job_attempt (id, attempts, run_at, error, crashed) "
-					  "VALUES ($1, $2, $3, $4, $5) ON CONFLICT (id) DO UPDATE "
-					  "SET attempts = EXCLUDED.attempts, run_at = EXCLUDED.run_at, "
-					  "error = EXCLUDED.error, crashed = EXCLUDED.crashed",
-					  5, types, values, nulls);
+	swarm_spi_execute_latest("INSERT INTO swarm._job_attempt (id, attempts, run_at, error, crashed) "
+							 "VALUES ($1, $2, $3, $4, $5) ON CONFLICT (id) DO UPDATE "
+							 "SET attempts = EXCLUDED.attempts, run_at = EXCLUDED.run_at, "
+							 "error = EXCLUDED.error, crashed = EXCLUDED.crashed",
+							 5, types, values, nulls);
 	swarm_spi_end(&spi);
+	return true;
 }
 
 /* ------------------------------------------------------------------------

@@ -30,7 +30,7 @@
 /* What ready_from_row() reads. */
 #define READY_COLUMNS \
 	"j.id, j.queue, j.kind, j.owner::oid, j.priority::int4, " \
-	"coalesce(a.run_at, j.run_at), coalesce(a.attempts, 0), a.id IS NOT NULL, " \
+	"coalesce(a.run_at, j.run_at), coalesce(a.attempts, 0), " \
 	"j.unique_key IS NOT NULL, j.kind <> 1 AND h.handler IS NULL, " \
 	"j.blocked AND EXISTS (SELECT FROM swarm._job_dep d WHERE d.child = j.id), " \
 	"EXISTS (SELECT FROM swarm._job_dep d WHERE d.parent = j.id), " \
@@ -145,6 +145,7 @@ swarm_job_sweep(SwarmShard *shard)
 	values[0] = Int64GetDatum(from);
 	n = swarm_spi_query("SELECT " READY_COLUMNS "WHERE j.id >= $1 ORDER BY j.id LIMIT 1000",
 						1, types, values, NULL);
+	SWARM_FAULT("job.swept");
 	for (uint64 i = 0; i < n; i++)
 	{
 		SwarmReady	job = ready_from_row(i);
@@ -180,12 +181,11 @@ ready_from_row(uint64 row)
 	job.priority = swarm_spi_int32(row, 5);
 	job.due = DatumGetTimestampTz(swarm_spi_column(row, 6, &isnull));
 	job.attempts = swarm_spi_int32(row, 7);
-	job.flags = (swarm_spi_bool(row, 8) ? SWARM_READY_TOUCHED : 0) |
-		(swarm_spi_bool(row, 9) ? SWARM_READY_KEYED : 0) |
-		(swarm_spi_bool(row, 10) ? SWARM_READY_EXTERNAL : 0) |
-		(swarm_spi_bool(row, 11) ? SWARM_READY_BLOCKED : 0) |
-		(swarm_spi_bool(row, 12) ? SWARM_READY_PARENT : 0) |
-		(swarm_spi_bool(row, 13) ? SWARM_READY_SUSPECT : 0);
+	job.flags = (swarm_spi_bool(row, 8) ? SWARM_READY_KEYED : 0) |
+		(swarm_spi_bool(row, 9) ? SWARM_READY_EXTERNAL : 0) |
+		(swarm_spi_bool(row, 10) ? SWARM_READY_BLOCKED : 0) |
+		(swarm_spi_bool(row, 11) ? SWARM_READY_PARENT : 0) |
+		(swarm_spi_bool(row, 12) ? SWARM_READY_SUSPECT : 0);
 	return job;
 }
 
@@ -380,7 +380,7 @@ settle_dependency(int64 child, int64 parent, int parent_state, char policy)
 
 		end.error = psprintf("job " INT64_FORMAT ", on which this job depends, is %s",
 							 parent, swarm_job_state_name(parent_state));
-		if (swarm_job_end(&row, &end, SWARM_READY_TOUCHED))
+		if (swarm_job_end(&row, &end))
 			swarm_job_ring_ended(child, SWARM_JOB_CANCELLED);
 	}
 }
@@ -520,14 +520,14 @@ swarm_job_count_crash(int64 id, int attempt)
 		SwarmJobEnd end = {.state = SWARM_JOB_DEAD, .error = CRASH_ERROR,
 		.attempts = attempt};
 
-		if (swarm_job_end(&row, &end, SWARM_READY_TOUCHED))
+		if (swarm_job_end(&row, &end))
 			ereport(LOG,
 					(errmsg("job " INT64_FORMAT " is dead: the server crashed in each of %d attempts",
 							id, attempt)));
 	}
 	else
-		swarm_job_record_attempt(id, attempt, swarm_now() + swarm_job_backoff_us(attempt),
-								 CRASH_ERROR, true);
+		(void) swarm_job_record_attempt(&row, attempt, swarm_now() + swarm_job_backoff_us(attempt),
+										CRASH_ERROR, true);
 }
 
 /*

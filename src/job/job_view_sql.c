@@ -46,7 +46,7 @@ swarm_job_running(PG_FUNCTION_ARGS)
 		Datum		values[6];
 		bool		nulls[6] = {0};
 
-		if (!is_member_of_role(GetUserId(), list[i].owner))
+		if (!has_privs_of_role(GetUserId(), list[i].owner))
 			continue;
 		values[0] = Int64GetDatum(list[i].id);
 		values[1] = Int32GetDatum(list[i].attempt);

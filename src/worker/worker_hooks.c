@@ -52,6 +52,7 @@ static void object_access(ObjectAccessType access, Oid class_id, Oid object_id,
 						  int sub_id, void *arg);
 static Oid	database_to_hold(Node *stmt);
 static Oid	template_database(CreatedbStmt *stmt);
+static Oid	database_to_probe(Node *stmt);
 static bool touches_extension(Node *stmt);
 static bool may_alter_database(Oid database);
 static bool hold(Oid database);
@@ -88,8 +89,8 @@ utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 	}
 	call_previous(pstmt, query, read_only_tree, context, params, env, dest, qc);
 
-	if (IsA(stmt, CreatedbStmt))
-		probe_at_commit(get_database_oid(((CreatedbStmt *) stmt)->dbname, true));
+	if (OidIsValid(database = database_to_probe(stmt)))
+		probe_at_commit(database);
 	else if (IsA(stmt, TransactionStmt) &&
 			 (((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED ||
 			  ((TransactionStmt *) stmt)->kind == TRANS_STMT_ROLLBACK_PREPARED))
@@ -174,6 +175,32 @@ template_database(CreatedbStmt *stmt)
 			if (OidIsValid(database) && may_alter_database(database))
 				return database;
 		}
+	}
+	return InvalidOid;
+}
+
+/*
+ * database_to_probe: which database may be served only after the command: it
+ * is new, has another name, or takes connections; InvalidOid for others.
+ */
+static Oid
+database_to_probe(Node *stmt)
+{
+	ListCell   *lc;
+
+	if (IsA(stmt, CreatedbStmt))
+		return get_database_oid(((CreatedbStmt *) stmt)->dbname, true);
+	if (IsA(stmt, RenameStmt) && ((RenameStmt *) stmt)->renameType == OBJECT_DATABASE)
+		return get_database_oid(((RenameStmt *) stmt)->newname, true);
+	if (!IsA(stmt, AlterDatabaseStmt))
+		return InvalidOid;
+	foreach(lc, ((AlterDatabaseStmt *) stmt)->options)
+	{
+		DefElem    *option = lfirst(lc);
+
+		if ((strcmp(option->defname, "allow_connections") == 0 && defGetBoolean(option)) ||
+			(strcmp(option->defname, "is_template") == 0 && !defGetBoolean(option)))
+			return get_database_oid(((AlterDatabaseStmt *) stmt)->dbname, true);
 	}
 	return InvalidOid;
 }

@@ -156,6 +156,7 @@ list_databases(void)
 	table_close(rel, AccessShareLock);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(turn);
+	SetLatch(MyLatch);			/* waiting for a lock may have reset it */
 	return oids;
 }
 

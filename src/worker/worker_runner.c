@@ -26,21 +26,26 @@
 #include "base/compat.h"
 #include "worker/worker_int.h"
 
+#define START_PAUSE_MAX_MS	60000
+
 static SwarmSlot *slot;
+static SwarmShard *shard;
+static bool begun = false;		/* is past what may fail for each of us */
 
 static bool attach(const SwarmWorkerArg *arg);
 static void runner_exit(int code, Datum arg);
-static bool told_to_end(SwarmShard *shard);
-static bool superfluous(SwarmShard *shard);
+static void count_start(bool good);
+static bool told_to_end(void);
+static bool superfluous(void);
 
 void
 swarm_runner_main(Datum main_arg)
 {
 	SwarmWorkerArg arg = swarm_worker_arg();
-	SwarmShard *shard = swarm_shard_at(arg.shard);
 	uint32		wait_event;
 	MemoryContext context;
 
+	shard = swarm_shard_at(arg.shard);
 	swarm_worker_signals();
 	if (!attach(&arg))
 		proc_exit(0);
@@ -56,7 +61,8 @@ swarm_runner_main(Datum main_arg)
 #endif
 	context = AllocSetContextCreate(TopMemoryContext, "pg_swarm runner turn",
 									ALLOCSET_DEFAULT_SIZES);
-	while (!told_to_end(shard))
+	count_start(true);
+	while (!told_to_end())
 	{
 		bool		worked = swarm_runner_turn(shard, slot, context);
 
@@ -70,7 +76,7 @@ swarm_runner_main(Datum main_arg)
 		swarm_inflight_note(0, 0);
 		pgstat_report_stat(true);
 		pgstat_report_activity(STATE_IDLE, NULL);
-		swarm_worker_sleep(superfluous(shard) ? swarm_runner_idle_timeout_ms : -1,
+		swarm_worker_sleep(superfluous() ? swarm_runner_idle_timeout_ms : -1,
 						   wait_event);
 	}
 	proc_exit(0);
@@ -108,9 +114,33 @@ attach(const SwarmWorkerArg *arg)
 static void
 runner_exit(int code, Datum arg)
 {
+	if (!begun)
+		count_start(false);
 	swarm_inflight_note(0, 0);
 	swarm_queue_slot_died(slot, !swarm_server_stopping());
 	swarm_launcher_wake();		/* the scheduler may have left already */
+}
+
+/*
+ * count_start: after one that could not begin, the next ones wait 1, 2, 4 ...
+ * 60 s: they would fail alike, as fast as they are forked.
+ */
+static void
+count_start(bool good)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	begun = good;
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	if (good)
+		shard->failed_starts = 0;
+	else if (now >= shard->start_after) /* and not one of several at once */
+	{
+		shard->failed_starts++;
+		shard->start_after = TimestampTzPlusMilliseconds(now,
+														 Min(500L << Min(shard->failed_starts, 10), START_PAUSE_MAX_MS));
+	}
+	LWLockRelease(swarm_job_lock);
 }
 
 /*
@@ -118,27 +148,27 @@ runner_exit(int code, Datum arg)
  * there was nothing (the slot is then on the idle list).
  */
 bool
-swarm_runner_turn(SwarmShard *shard, SwarmSlot *my_slot, MemoryContext context)
+swarm_runner_turn(SwarmShard *my_shard, SwarmSlot *my_slot, MemoryContext context)
 {
 	static SwarmClaim claims[SWARM_BATCH_MAX];
 	MemoryContext turn;
-	int			n = swarm_queue_claim(shard, my_slot, claims, SWARM_BATCH_MAX);
+	int			n = swarm_queue_claim(my_shard, my_slot, claims, SWARM_BATCH_MAX);
 
 	if (n == 0)
-		return swarm_errand_turn(shard, my_slot) || swarm_chore_turn(shard, my_slot);
+		return swarm_errand_turn(my_shard, my_slot) || swarm_chore_turn(my_shard, my_slot);
 	turn = AllocSetContextCreate(context, "pg_swarm jobs", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(turn);
-	swarm_job_run(shard, my_slot, claims, n);
+	swarm_job_run(my_shard, my_slot, claims, n);
 	MemoryContextSwitchTo(context);
 	MemoryContextDelete(turn);
 	pgstat_report_stat(false);
-	(void) swarm_errand_turn(shard, my_slot);	/* who waits, waits not for
+	(void) swarm_errand_turn(my_shard, my_slot);	/* who waits, waits not for
 												 * all jobs */
 	return true;
 }
 
 static bool
-told_to_end(SwarmShard *shard)
+told_to_end(void)
 {
 	bool		end;
 
@@ -155,7 +185,7 @@ told_to_end(SwarmShard *shard)
 
 /* superfluous: may this runner end when it has been idle long enough? */
 static bool
-superfluous(SwarmShard *shard)
+superfluous(void)
 {
 	bool		yes;
 

@@ -34,7 +34,7 @@
 #include "worker/worker_int.h"
 
 #define RETRY_MS			1000
-#define REFILL_MS			1000
+#define LOOK_SOON_MS		1000
 #define STARTING_MAX_MS		10000
 #define WARN_EVERY_MS		60000
 #define LONGEST_SLEEP_MS	(3600L * 1000)
@@ -49,7 +49,7 @@ static TimestampTz next_history = 0;
 static SwarmStep *registered = NULL;	/* steps of modules above */
 static SwarmStep *current = NULL;
 static bool step_failed = false;
-static bool refill = false;		/* runners are missing; try soon */
+static bool look_soon = false;	/* runners are missing, or just starting */
 
 static bool attach(const SwarmWorkerArg *arg);
 static void scheduler_exit(int code, Datum arg);
@@ -67,6 +67,9 @@ static void step_memory(SwarmShard *s);
 static void step_origins(SwarmShard *s);
 static void step_registered(SwarmShard *s);
 static void start_runners(void);
+static bool starts_fail(void);
+static void want_place(void);
+static bool work_waits(void);
 static int	runners_wanted(void);
 static bool start_runner(bool critical_only);
 static void count_runner(const SwarmSlot *slot, int by);
@@ -216,6 +219,8 @@ first_turn(void)
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	shard->state = SWARM_SHARD_SERVING;
 	shard->restarts = 0;
+	shard->failed_starts = 0;	/* this process could connect */
+	shard->start_after = 0;
 	swarm_shard_wake_all(shard);
 	LWLockRelease(swarm_job_lock);
 
@@ -223,11 +228,14 @@ first_turn(void)
 
 /*
  * turn: all there is to do now.  Returns how long to sleep; 0 = look again.
+ * A step that waits for a lock resets the latch, so who has called meanwhile
+ * is known by the count of calls.
  */
 static long
 turn(void)
 {
-	TimestampTz next = swarm_queue_tick(shard);
+	TimestampTz next;
+	uint32		wakes;
 	bool		rebuild,
 				held,
 				config,
@@ -238,7 +246,12 @@ turn(void)
 				more = false;
 	long		wait_ms;
 
+	LWLockAcquire(swarm_job_lock, LW_SHARED);
+	wakes = shard->scheduler_wakes;
+	LWLockRelease(swarm_job_lock);
 	step_failed = false;
+	look_soon = false;
+	next = swarm_queue_tick(shard);
 	more = swarm_queue_flush(shard);
 	check_starting_runners();
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
@@ -286,11 +299,12 @@ turn(void)
 		more = true;
 
 	LWLockAcquire(swarm_job_lock, LW_SHARED);
-	more |= (shard->nrechecks > 0 && !shard->held) || shard->config_stale || shard->rebuild;
+	more |= (shard->nrechecks > 0 && !shard->held) || shard->config_stale ||
+		shard->rebuild || shard->scheduler_wakes != wakes;
 	LWLockRelease(swarm_job_lock);
 	if (step_failed)
 		return RETRY_MS;
-	if (more)
+	if (more || ConfigReloadPending)
 		return 0;
 	if (next_history > swarm_now())
 		next = Min(next, next_history);
@@ -298,7 +312,7 @@ turn(void)
 	for (SwarmStep *s = registered; s != NULL; s = s->next)
 		next = Min(next, s->due());
 	wait_ms = TIMESTAMP_IS_NOEND(next) ? LONGEST_SLEEP_MS : Max(swarm_clock_wait_ms(next), 1);
-	return refill ? Min(wait_ms, REFILL_MS) : wait_ms;
+	return look_soon ? Min(wait_ms, LOOK_SOON_MS) : wait_ms;
 }
 
 static bool
@@ -450,13 +464,19 @@ step_registered(SwarmShard *s)
 static void
 start_runners(void)
 {
-	int			n = runners_wanted();
+	int			n;
 	bool		critical;
 
+	if (starts_fail())
+		return;
+	n = runners_wanted();
 	for (int i = 0; i < n; i++)
 	{
 		if (!start_runner(false))
+		{
+			want_place();
 			return;
+		}
 	}
 	LWLockAcquire(swarm_job_lock, LW_SHARED);
 	critical = shard->critical > 0 && dlist_is_empty(&shard->idle) &&
@@ -465,6 +485,43 @@ start_runners(void)
 	LWLockRelease(swarm_job_lock);
 	if (critical)
 		(void) start_runner(true);
+}
+
+/*
+ * starts_fail: the last runner could not begin, because the database takes no
+ * connections perhaps: none is started for a while.
+ */
+static bool
+starts_fail(void)
+{
+	bool		yes;
+
+	LWLockAcquire(swarm_job_lock, LW_SHARED);
+	yes = shard->start_after > GetCurrentTimestamp();
+	LWLockRelease(swarm_job_lock);
+	look_soon |= yes;
+	return yes;
+}
+
+/*
+ * want_place: nobody tells when others give worker slots back.  Without any
+ * runner the work is done here, and with one it may last.
+ */
+static void
+want_place(void)
+{
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+	if (shard->runners > 0 && work_waits())
+		shard->want_runner = look_soon = true;
+	LWLockRelease(swarm_job_lock);
+}
+
+/* work_waits: is there something for a runner to do?  Lock held. */
+static bool
+work_waits(void)
+{
+	return !dlist_is_empty(&shard->ring) || swarm_chore_ready(shard) ||
+		swarm_errands_waiting(shard) > 0;
 }
 
 /*
@@ -493,16 +550,15 @@ runners_wanted(void)
 	shard->want_runner = false;
 	allowed = swarm_max_runners;
 	missing = Min(swarm_min_runners, swarm_max_runners) - shard->runners;
-	refill = false;
 	if (missing > Max(n, 0))
 	{
-		if (TimestampDifferenceExceeds(refilled, now, REFILL_MS))
+		if (TimestampDifferenceExceeds(refilled, now, LOOK_SOON_MS))
 		{
 			n = missing;
 			refilled = now;
 		}
 		else
-			refill = !shard->slots_exhausted;
+			look_soon |= !shard->slots_exhausted;
 	}
 	LWLockRelease(swarm_job_lock);
 	return Max(n, 0);
@@ -614,6 +670,8 @@ check_starting_runners(void)
 			count_runner(slot, -1);
 			shard->want_runner = true;
 		}
+		else
+			look_soon = true;
 	}
 	LWLockRelease(swarm_job_lock);
 }
@@ -630,7 +688,7 @@ run_here(void)
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	needed = shard->runners == 0 && shard->slots_exhausted &&
-		(!dlist_is_empty(&shard->ring) || swarm_chore_ready(shard) || swarm_errands_waiting(shard) > 0);
+		work_waits();
 	if (needed && own_slot == NULL)
 	{
 		for (int i = 0; i < swarm_max_slots && own_slot == NULL; i++)

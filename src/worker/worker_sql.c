@@ -103,7 +103,7 @@ put_process(ReturnSetInfo *rsinfo, const char *role, int pid, Oid database,
 			values[13] = CStringGetTextDatum(slot->message);
 			for (int i = 7; i <= 13; i++)
 				nulls[i] = false;
-			nulls[12] = nulls[13] = !is_member_of_role(GetUserId(), slot->owner);
+			nulls[12] = nulls[13] = !has_privs_of_role(GetUserId(), slot->owner);
 			nulls[13] |= slot->message[0] == '\0';
 		}
 		if (slot->chore != NULL)
@@ -181,9 +181,14 @@ check_shard(ReturnSetInfo *rsinfo, const SwarmShard *shard)
 			  shard->restarts <= 1 ? "the scheduler is stable" :
 			  psprintf("the scheduler was restarted %d times in a row", shard->restarts),
 			  "The server log tells why it ended.");
-	put_check(rsinfo, "runners", shard->runners > 0 || swarm_min_runners == 0 || shard->queued == 0,
-			  psprintf("%d runners of at most %d", shard->runners, swarm_max_runners),
-			  "See pg_swarm.max_runners and max_worker_processes.");
+	if (shard->failed_starts > 1)
+		put_check(rsinfo, "runners", false,
+				  psprintf("%d runners in a row could not start", shard->failed_starts),
+				  "The server log tells why.");
+	else
+		put_check(rsinfo, "runners", shard->runners > 0 || swarm_min_runners == 0 || shard->queued == 0,
+				  psprintf("%d runners of at most %d", shard->runners, swarm_max_runners),
+				  "See pg_swarm.max_runners and max_worker_processes.");
 	put_check(rsinfo, "chores", shard->chores_failing == 0,
 			  psprintf("background work on %d objects, failing on %d",
 					   shard->nchores, shard->chores_failing),

@@ -154,6 +154,32 @@ SELECT swarm.queue_create('job_limits');
 SELECT swarm.handler_register('job_limits_other', 'job_limits.work', rate => '1 h');
 CALL job_limits.one_by_one('job_limits', 'job_limits_other');
 SELECT swarm.handler_register('job_limits_other', 'job_limits.work');
+-- who waits for a rate that is lifted, or raised, waits no longer
+SELECT swarm.queue_create('job_limits', rate_limit => 1, rate_period => '1 day');
+SELECT count(swarm.job_enqueue('job_limits_other', queue => 'job_limits')) FROM generate_series(1, 3);
+CALL job_limits.until($$(SELECT ready = 2 FROM swarm.queues WHERE queue = 'job_limits')$$);
+CALL job_limits.probe();
+SELECT swarm.queue_create('job_limits');
+CALL job_limits.finish('job_limits');
+SELECT swarm.handler_register('job_limits_other', 'job_limits.work', rate => '1 day');
+SELECT count(swarm.job_enqueue('job_limits_other', queue => 'job_limits')) FROM generate_series(1, 3);
+CALL job_limits.until($$(SELECT count(*) = 2 FROM swarm.jobs WHERE queue = 'job_limits' AND state = 'ready')$$);
+CALL job_limits.probe();
+SELECT swarm.handler_register('job_limits_other', 'job_limits.work', rate => '1 ms');
+CALL job_limits.finish('job_limits');
+SELECT swarm.handler_register('job_limits_other', 'job_limits.work');
+-- and a clock that is set back does not make the wait longer
+SELECT swarm.queue_create('job_limits', rate_limit => 1, rate_period => '10 min');
+SELECT swarm._clock_advance('1 day') > now();
+SELECT count(swarm.job_enqueue('job_limits_other', queue => 'job_limits')) FROM generate_series(1, 2);
+CALL job_limits.until($$(SELECT ready = 1 FROM swarm.queues WHERE queue = 'job_limits')$$);
+CALL job_limits.probe();
+SELECT swarm._clock_advance(NULL) > now();
+CALL job_limits.probe();
+SELECT swarm._clock_advance('11 min') > now();
+CALL job_limits.finish('job_limits');
+SELECT swarm._clock_advance(NULL) > now();
+SELECT swarm.queue_create('job_limits');
 
 ---- Pause and resume
 SELECT swarm.queue_pause('job_limits');

@@ -81,6 +81,25 @@ $id = $node->safe_psql('two', q{SELECT swarm.job_enqueue('sql', '{"sql": "SELECT
 poll_sql($node, "SELECT state FROM swarm.jobs WHERE id = $id", 'running', 'two');
 is(sql_error($node, 'DROP DATABASE two'), '', 'DROP DATABASE while the scheduler runs a job');
 
+# With a runner that is busy for long, and all other slots in another database:
+# when they become free, the next job gets a runner, though nobody calls.
+$node->append_conf('postgresql.conf', 'max_worker_processes = 5');
+$node->restart;
+$node->safe_psql('postgres', 'CREATE EXTENSION pg_swarm; CREATE DATABASE two');
+$node->safe_psql('two', 'CREATE EXTENSION pg_swarm');
+answers($node, "database $_ has a runner", $_) for 'postgres', 'two';
+poll_ok($node, q{SELECT count(*) FROM swarm.workers WHERE role = 'runner'}, 'one each', '2');
+$id = $node->safe_psql('postgres', q{SELECT swarm.job_enqueue('sql', '{"sql": "SELECT pg_sleep(600)"}')});
+poll_sql($node, "SELECT state FROM swarm.jobs WHERE id = $id", 'running');
+my $next = $node->safe_psql('postgres', q{SELECT swarm.job_enqueue('sql', '{"sql": "SELECT 1"}')});
+poll_ok($node, q{SELECT ok FROM swarm.health() WHERE name = 'worker slots'}, 'the next job finds no place', 'f');
+is(sql_error($node, 'DROP DATABASE two'), '', 'the other database goes');
+poll_ok($node, "SELECT state FROM swarm.jobs WHERE id = $next", 'the next job is run', 'completed');
+is($node->safe_psql('postgres', "SELECT state FROM swarm.jobs WHERE id = $id"), 'running', '... beside the long one');
+$node->safe_psql('postgres', "SELECT swarm.job_cancel($id)");
+jobs_end($node, '... which is cancelled');
+$node->safe_psql('postgres', 'DROP EXTENSION pg_swarm');
+
 # Enough slots: no complaint.
 $node->append_conf('postgresql.conf', 'max_worker_processes = 16');
 $node->restart;

@@ -70,6 +70,50 @@ jobs_end($node, '... all jobs end');
 is($node->safe_psql('postgres', q{SELECT string_agg(n::text, ',' ORDER BY n) FROM
 (SELECT row_number() OVER (ORDER BY n) AS n, what FROM ran WHERE what <> 'regular') s WHERE what = 'other'}),
 	'8,16', '... every eighth is not critical');
+
+# A database that takes no connections: its runners cannot start, and are not tried
+# as fast as they fail.
+sub failed_starts
+{
+	my $n = () = slurp_file($node->logfile) =~ /pg_swarm runner FATAL: .*database "closed" is not currently accepting connections/g;
+	return $n;
+}
+
+settings(1, 4);
+$node->safe_psql('postgres', 'CREATE DATABASE closed');
+$node->safe_psql('closed', 'CREATE EXTENSION pg_swarm');
+answers($node, 'another database is served', 'closed');
+my $inside = start_psql($node, undef, 'closed');
+say_psql($inside, 'SELECT 1');
+$node->safe_psql('postgres', q{
+ALTER DATABASE closed ALLOW_CONNECTIONS false;
+SELECT pg_terminate_backend(pid, 60000) FROM swarm.workers WHERE role = 'runner' AND database = 'closed'});
+say_psql($inside, q{SELECT count(swarm.job_enqueue('sql', '{"sql": "SELECT 1"}')) FROM generate_series(1, 20)});
+my $rounds;
+for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+{
+	($rounds) = say_psql($inside, q{SELECT detail FROM swarm.health() WHERE name = 'runners' AND NOT ok}) =~ /^(\d+) runners in a row could not start$/;
+	last if defined $rounds;
+	select undef, undef, undef, 0.1;
+}
+ok($rounds, 'health() says that runners cannot start');
+cmp_ok(failed_starts(), '<=', 5 * (1 + ($rounds || 0)), '... which is tried now and then');
+$node->safe_psql('postgres', 'ALTER DATABASE closed ALLOW_CONNECTIONS true');
+jobs_end($node, 'open again, its jobs end', 'closed');
+poll_ok($node, 'SELECT count(*) FROM swarm.health() WHERE NOT ok', '... and health() has no complaint', '0', 'closed');
+finish_psql($inside);
+
+# One that becomes open, or gets the right name, when the server runs.
+$node->safe_psql('postgres', q{
+ALTER DATABASE closed ALLOW_CONNECTIONS false;
+CREATE DATABASE named});
+$node->append_conf('postgresql.conf', "pg_swarm.databases = 'postgres, closed, proper'");
+$node->restart;
+$node->safe_psql('named', 'CREATE EXTENSION pg_swarm');
+$node->safe_psql('postgres', 'ALTER DATABASE closed ALLOW_CONNECTIONS true');
+answers($node, 'a database is served when it takes connections', 'closed');
+$node->safe_psql('postgres', 'ALTER DATABASE named RENAME TO proper');
+answers($node, '... and when it gets a name that is to be served', 'proper');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM swarm.health() WHERE NOT ok'), '0', 'health() has no complaint');
 
 $node->stop;
