@@ -1487,6 +1487,9 @@ BEGIN
         PERFORM swarm._llm_tell_query(c.query, told || jsonb_build_object('done', true, 'result', to_jsonb(x.text)));
         RETURN false;
     END IF;
+    IF NOT EXISTS (SELECT FROM swarm._llm_call k WHERE k.conversation = conversation AND k.message = message AND k.state = 'requested') THEN
+        PERFORM swarm._llm_call_results(conversation);
+    END IF;
     IF NOT swarm._llm_tell_query(c.query, told) THEN
         PERFORM swarm._llm_query_stopped(conversation, c.query);
         RETURN false;
