@@ -114,7 +114,7 @@ hide(char *text, const char *secret)
 {
 	size_t		length = secret ? strlen(secret) : 0;
 
-	while (text != NULL && length > 0 && (text = strstr(text, secret)) != NULL)
+	while (text !=NULL && length > 0 && (text = strstr(text, secret)) !=NULL)
 		memset(text, '*', length);
 }
 

@@ -152,9 +152,8 @@ struct SwarmLlmRequest
 	char		why[384];		/* ... and has failed, so */
 
 	/*
-	 * Called before another attempt follows one that may have cost
-	 * something: outside of a transaction, in a turn.  False: none shall
-	 * follow.
+	 * Called before another attempt follows one that may have cost something:
+	 * outside of a transaction, in a turn.  False: none shall follow.
 	 */
 	bool		(*again) (SwarmLlmRequest *request);
 	void	   *caller;			/* for the caller's own use */

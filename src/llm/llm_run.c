@@ -34,7 +34,8 @@
 
 #define FLUSH_MS		250		/* what has come is stored at least so often */
 #define FLUSH_BYTES		4096
-#define FLUSH_MORE		16		/* of a long text, which is stored as a whole, by this part more */
+#define FLUSH_MORE		16		/* of a long text, which is stored as a whole,
+								 * by this part more */
 #define TURN_MS			1000
 
 /* A run; lives in its own memory context. */
