@@ -12,6 +12,13 @@ PG_CFLAGS   = -fvisibility=hidden '-DPGDLLEXPORT=__attribute__((visibility("defa
 PG_CPPFLAGS += $(shell pkg-config --cflags libcurl 2>/dev/null)
 SHLIB_LINK  = $(or $(shell pkg-config --libs libcurl 2>/dev/null),-lcurl)
 
+# gzip and zstd, where their headers are: without them they are refused when asked for.
+has_header = $(shell printf '\43include <$(1)>\n' | cc -E -x c - >/dev/null 2>&1 && echo yes)
+HAS_ZLIB    := $(call has_header,zlib.h)
+HAS_ZSTD    := $(call has_header,zstd.h)
+PG_CPPFLAGS += $(if $(HAS_ZLIB),-DSWARM_WITH_ZLIB) $(if $(HAS_ZSTD),-DSWARM_WITH_ZSTD)
+SHLIB_LINK  += $(if $(HAS_ZLIB),-lz) $(if $(HAS_ZSTD),-lzstd)
+
 # PGXS asks with ifdef, so that an empty list must be an empty value.
 REGRESS        := $(sort $(patsubst test/sql/%.sql,%,$(wildcard test/sql/*.sql)))
 REGRESS_OPTS    = --inputdir=test --encoding=UTF8 --load-extension=pg_swarm

@@ -17,7 +17,7 @@ import tempfile
 import time
 import numpy as np
 import psycopg2
-from engines import ENGINES, KNOBS, METRICS, PARTS, QUERY
+from engines import ENGINES, FLOOR, KNOBS, METRICS, PARTS, QUERY
 from prepare import exact, read
 from tables import cpu_of, encode
 
@@ -28,6 +28,7 @@ SETTINGS = ["max_wal_size=8GB", "shared_preload_libraries=", "autovacuum=off", "
             "max_parallel_workers_per_gather=0", "max_parallel_maintenance_workers=0", "max_worker_processes=16", "track_io_timing=on"]
 BATCH, SINGLE, K = (1000, 200, 10) if QUICK else (10000, 1000, 10)
 TARGETS = (0.95, 0.975, 0.99)
+STORAGE = os.environ.get("ANN_STORAGE")
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -152,6 +153,8 @@ class Engine:
                 if self.spec["extension"]:
                     c.do(f"CREATE EXTENSION {self.spec['extension']}")
                 c.do(self.text("CREATE TABLE t (id int4 PRIMARY KEY, v " + self.spec["type"] + " NOT NULL)"))
+                if STORAGE:
+                    c.do(f"ALTER TABLE t ALTER v SET STORAGE {STORAGE}")
                 for s in range(0, self.data.rows, 20000):
                     self.copier(c, self.data.base[s:s + 20000], s)()
                 c.do("VACUUM (FREEZE, ANALYZE) t")
@@ -189,6 +192,11 @@ class Engine:
             command += ["--" + k.replace("_", "-"), str(v)]
         env = dict(os.environ, PGDATABASE=database or self.home)
         return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=env).stdout)
+
+    def floor(self):
+        """What a statement costs that has the same parameter and result, and no search."""
+        return self.client(self.text(FLOOR), setup=["SET plan_cache_mode = force_generic_plan"], param=self.spec["param"], warmup=100,
+                           limit=100 if QUICK else 1000, queries=self.data.folder + "/query.fbin")
 
     def search(self, knob, truth=None, database=None):
         """1,000 queries, each a statement; with the recall where the exact answers are given."""
@@ -263,6 +271,8 @@ def part_search(engines):
                 r = e.search(knob, e.data.truth if knob not in e.recalls else None)
                 e.recalls.setdefault(knob, r.get("recall"))
                 e.row(measure="search", round=number, knob=knob, **{**r, "recall": e.recalls[knob]})
+        for e in turns(engines, number):
+            e.row(measure="floor", round=number, **e.floor())
         # Inside the index scan, at the smallest knob that has the recall.
         for e in turns(engines, number):
             for target in TARGETS:
@@ -344,17 +354,17 @@ def part_delete(engines):
 
 
 def part_cold(engines):
-    """Reads per query where the index is four times shared_buffers: each engine's own, and pgvector's for all."""
+    """Reads per query where the index is four times shared_buffers: each engine's own, and both at pgvector's and at ours."""
     sizes = {}
     for e in engines:
         e.make()
         with Connection(e.home) as c:
             sizes[e.name] = c.value("SELECT pg_relation_size('t_ann')")
         e.knob_for(0.95)
-    for which in ("own", "pgvector"):
+    for which in ("own", "pgvector", "qhnsw"):
         for e in engines:
-            size = sizes[e.name if which == "own" else "pgvector"] if which == "own" or "pgvector" in sizes else None
-            if size is None or (which == "pgvector" and e.name == "pgvector"):
+            size = sizes.get(e.name if which == "own" else which)
+            if size is None or which == e.name:
                 continue
             server(f"{max(size // 4 // 1024, 256)}kB")
             knob = e.knob_for(0.95)

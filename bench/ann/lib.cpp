@@ -14,7 +14,7 @@
 #include <hnswlib/hnswlib.h>
 
 static constexpr int M = 16, EF_CONSTRUCTION = 200, K = 10;
-static constexpr int KNOBS[] = {10, 15, 20, 30, 40, 64, 100, 200};
+static constexpr int KNOBS[] = {10, 12, 15, 20, 30, 40, 64, 100, 200};
 
 struct Matrix {
 	int rows = 0, columns = 0;

@@ -80,8 +80,12 @@ def promises(run):
         for target in (0.95, 0.99):
             ours = run.at(s, OURS, "search", "qps", target)
             yield f"{s}: queries/s at recall {target} ÷ pgvector", ratios(ours, run.at(s, PEER, "search", "qps", target)), 4, 8, True
-            yield (f"{s}: pgvector's CPU a query at recall {target} ÷ ours",
-                   ratios(run.at(s, PEER, "search", "cpu_us", target), run.at(s, OURS, "search", "cpu_us", target)), 4, 8, True)
+            for e in run.engines:
+                if e.startswith(OURS):
+                    cpu = [(run.at(s, x, "search", "cpu_us", target), run.by_round(s, x, "floor", "cpu_us")) for x in (PEER, e)]
+                    yield f"{s}: pgvector's CPU a query at recall {target} ÷ {e}'s", ratios(cpu[0][0], cpu[1][0]), 4, 8, True
+                    net = [{r: v - floor[r] for r, v in at.items() if r in floor} for at, floor in cpu]
+                    yield f"{s}: the same at {target} with {e}, each less a statement without a search", ratios(*net), None, None, True
         for name, target, must, aim in (("s10k", 0.95, 70, 35), ("s100k", 0.975, 110, 60)):
             if s == name:
                 inside = list(run.by_round(s, OURS, "scan", "scan_us", target=target).values())
@@ -101,13 +105,13 @@ def promises(run):
             yield f"{s}: 10,000 rows in one COPY, ms", copied, 500, 200, False
             yield f"{s}: 100 queries in one call, ms", list(run.by_round(s, OURS, "many_call", "ms").values()), 20, 10, False
         yield f"{s}: DELETE 20 % and VACUUM: pgvector's CPU ÷ ours", cost(s, "delete", "cpu"), 3, 10, True
-        for which in ("own", "pgvector"):
-            peer = run.by_round(s, PEER, "cold_own", "read")
-            what = "its own index is" if which == "own" else "pgvector's index is"
-            ours = {r: max(v, 0.01) for r, v in run.by_round(s, OURS, "cold_" + which, "read").items()}
+        for what, theirs, mine in (("each one's own index is", "own", "own"), ("pgvector's index is", "own", "pgvector"), ("our index is", "qhnsw", "own")):
+            peer = run.by_round(s, PEER, "cold_" + theirs, "read")
+            ours = {r: max(v, 0.01) for r, v in run.by_round(s, OURS, "cold_" + mine, "read").items()}
             yield f"{s}: pages read a query where {what} 4 × shared_buffers: pgvector ÷ ours", ratios(peer, ours), 4, 10, True
         limit = run.at(s, "hnswlib", "lib", "cpu_us", 0.95)
         yield f"{s}: our CPU a query at 0.95 ÷ hnswlib's", ratios(run.at(s, OURS, "search", "cpu_us", 0.95), limit), None, None, False
+        yield f"{s}: pgvector's CPU a query at 0.95 ÷ hnswlib's", ratios(run.at(s, PEER, "search", "cpu_us", 0.95), limit), None, None, False
 
 
 def verdict(value, must, aim, more):
@@ -180,6 +184,7 @@ def part(title, head, lines):
 
 def set_tables(run, s):
     print(f"\n## {s}")
+    part("A statement with the same parameter and ten rows, without a search", ["engine", "CPU, µs a query", "spread", "p50 µs"], lines_of(run, s, "floor", "cpu_us", "p50_us"))
     part("Index", ["engine", "bytes", "spread", "bytes a row", "table, bytes"], lines_of(run, s, "size", "bytes", "per_row", "table"))
     for w in (0, 2):
         part(f"Build, {w} workers", ["engine", "CPU s", "spread", "wall s"], lines_of(run, s, f"build{w}", "cpu", "wall"))
@@ -195,8 +200,8 @@ def set_tables(run, s):
              lines_of(run, s, "batch_" + how, "cpu", "wall", "fold_cpu", "recall", "cpu_us", "recall_folded", "cpu_us_folded"))
     part("DELETE of 20 % and VACUUM", ["engine", "CPU s", "spread", "wall s", "DELETE, CPU s", "VACUUM, CPU s", "index, bytes", "recall after", "CPU µs a query after"],
          lines_of(run, s, "delete", "cpu", "wall", "delete_cpu", "vacuum_cpu", "bytes", "recall", "cpu_us"))
-    for which in ("own", "pgvector"):
-        part(f"{'Its own' if which == 'own' else 'pgvector' + chr(39) + 's'} index is four times shared_buffers", ["engine", "pages read a query", "spread", "pages visited", "shared_buffers", "ef", "recall@10", "CPU µs", "p50 µs"],
+    for which, whose in (("own", "Its own"), ("pgvector", "pgvector's"), ("qhnsw", "qhnsw's")):
+        part(f"{whose} index is four times shared_buffers", ["engine", "pages read a query", "spread", "pages visited", "shared_buffers", "ef", "recall@10", "CPU µs", "p50 µs"],
              lines_of(run, s, "cold_" + which, "read", "buffers", "shared_buffers", "knob", "recall", "cpu_us", "p50_us"))
 
 

@@ -3,7 +3,8 @@
 #
 #   bench/run memory [ops|zipf|sweep|search...]
 #
-# Works in the cluster that bench/run has started.  SECS: length of a measurement [2]; ROUNDS [3]; ZIPF_KEYS [500000];
+# Works in the cluster that bench/run has started.  `SWEEP_ROWS=10000000 bench/run memory sweep` takes 4 GB of disk
+# and a quarter of an hour.  SECS: length of a measurement [2]; ROUNDS [3]; ZIPF_KEYS [500000];
 # SWEEP_ROWS [2000000]; SEARCH_ROWS [100000].  Needs redis-server and redis-benchmark of the distribution; without
 # them their lines are left out.
 set -euo pipefail
@@ -41,7 +42,7 @@ bench() {
 	awk -v name="$1" -v clients="$2" -v jiffies=$((after - before)) '
 		/^tps = / { tps = $3 }
 		/actually processed:/ { n = $NF; sub(/\/.*/, "", n) }
-		END { printf "%-32s %2d %9.0f %7.1f\n", name, clients, tps, jiffies * 10000 / n }' <<<"$out" | tee -a "$work/ops"
+		END { printf "%-34s %2d %9.0f %7.1f\n", name, clients, tps, jiffies * 10000 / n }' <<<"$out" | tee -a "$work/ops"
 }
 
 redis() { redis-benchmark -s "$work/redis.sock" -q --csv "$@" | tail -1 | cut -d, -f2 | tr -d '"'; }
@@ -58,6 +59,12 @@ part_ops() {
 		INSERT INTO plain SELECT 'k' || i, to_jsonb(repeat('x', 200)), now() + interval '1 hour' FROM generate_series(1, 1000) i;
 		CREATE UNLOGGED TABLE plain_unlogged (LIKE plain INCLUDING ALL) WITH (fillfactor = 80);
 		INSERT INTO plain_unlogged SELECT * FROM plain;
+		-- new keys have a table of their own, that grows
+		SELECT swarm.namespace_create('new', durability => 'unlogged') \g /dev/null
+		CREATE UNLOGGED TABLE plain_new (LIKE plain INCLUDING ALL) WITH (fillfactor = 80);
+		-- what a call costs: the plain upsert in a function
+		CREATE FUNCTION upsert(k text, v jsonb, ttl interval) RETURNS void LANGUAGE sql
+		AS 'INSERT INTO plain_unlogged VALUES (k, v, now() + ttl) ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value, expires_at = EXCLUDED.expires_at';
 	X
 	if command -v redis-server >/dev/null; then
 		redis-server --port 0 --unixsocket "$work/redis.sock" --save '' --appendonly no --dir "$work" >"$work/redis.log" &
@@ -83,9 +90,15 @@ INSERT INTO plain VALUES ('k' || :k, $value, now() + interval '1 hour') $upsert;
 SELECT swarm.memory_store('u', 'k' || :k, $value, '1 hour');"
 			bench 'store: plain unlogged table' $clients "\\set k random(1, 1000)
 INSERT INTO plain_unlogged VALUES ('k' || :k, $value, now() + interval '1 hour') $upsert;"
+			bench 'store: function on plain unlogged' $clients "\\set k random(1, 1000)
+SELECT upsert('k' || :k, $value, '1 hour');"
+			bench 'store: unlogged, new key' $clients "\\set k random(1, 1000000000000)
+SELECT swarm.memory_store('new', 'k' || :k, $value, '1 hour');"
+			bench 'store: plain unlogged, new key' $clients "\\set k random(1, 1000000000000)
+INSERT INTO plain_new VALUES ('k' || :k, $value, now() + interval '1 hour') $upsert;"
 			if [ -n "$redis_pid" ]; then
-				printf '%-32s %2d %9.0f\n' 'Redis SET EX' $clients "$(redis -c $clients -n $n -r 1000 SET k__rand_int__ "$(printf 'x%.0s' {1..200})" EX 3600)" | tee -a "$work/ops"
-				printf '%-32s %2d %9.0f\n' 'Redis GET' $clients "$(redis -c $clients -n $n -r 1000 GET k__rand_int__)" | tee -a "$work/ops"
+				printf '%-34s %2d %9.0f\n' 'Redis SET EX' $clients "$(redis -c $clients -n $n -r 1000 SET k__rand_int__ "$(printf 'x%.0s' {1..200})" EX 3600)" | tee -a "$work/ops"
+				printf '%-34s %2d %9.0f\n' 'Redis GET' $clients "$(redis -c $clients -n $n -r 1000 GET k__rand_int__)" | tee -a "$work/ops"
 			fi
 			PGOPTIONS='-c synchronous_commit=off' bench 'track_spawn, commit not awaited' $clients "\\set k random(1, 1000)
 SELECT swarm.track_spawn('a' || :k, 'coder', 'a task');"
@@ -97,18 +110,19 @@ SELECT swarm.track_spawn('a' || :k, 'coder', 'a task');"
 import sys, collections, re, statistics
 rows = collections.OrderedDict()
 for line in sys.stdin:
-    m = re.match(r"(.{32}) ([ \d]\d) +(\d+)(?: +([\d.]+))?", line)
+    m = re.match(r"(.{34}) ([ \d]\d) +(\d+)(?: +([\d.]+))?", line)
     rows.setdefault((m[1].strip(), int(m[2])), []).append((int(m[3]), float(m[4]) if m[4] else None))
 med = {}
 for (name, clients), values in rows.items():
     rates = [v[0] for v in values]
     cpus = [v[1] for v in values if v[1] is not None]
     med[name, clients] = statistics.median(rates), statistics.median(cpus) if cpus else None
-    print(f"{name:32} {clients:2} {med[name, clients][0]:9.0f} {min(rates):9} {max(rates):9}" + (f" {med[name, clients][1]:7.1f}" if cpus else ""))
-def show(what, a, b, clients):
-    if (a, clients) in med and (b, clients) in med:
-        ca, cb = med[a, clients][1], med[b, clients][1]
-        print(f"{what:46} {clients:2} {med[a, clients][0] / med[b, clients][0]:6.2f}" + (f"  CPU {ca / cb:5.2f}" if ca and cb else ""))
+    print(f"{name:34} {clients:2} {med[name, clients][0]:9.0f} {min(rates):9} {max(rates):9}" + (f" {med[name, clients][1]:7.1f}" if cpus else ""))
+def show(what, a, b, clients, others=None):
+    others = others or clients
+    if (a, clients) in med and (b, others) in med:
+        ca, cb = med[a, clients][1], med[b, others][1]
+        print(f"{what:46} {clients:2} {med[a, clients][0] / med[b, others][0]:6.2f}" + (f"  CPU {ca / cb:5.2f}" if ca and cb else ""))
 print("\nratios of rates, and of CPU")
 for c in (1, 16):
     show("cache hit : SELECT 1", "get: cache hit", "SELECT 1", c)
@@ -116,8 +130,15 @@ for c in (1, 16):
     show("table : plain table", "get: table", "get: plain table", c)
     show("store : plain upsert", "store: logged", "store: plain table", c)
     show("unlogged store : plain unlogged upsert", "store: unlogged", "store: plain unlogged table", c)
-    show("cache hit : Redis GET", "get: cache hit", "Redis GET", c)
-    show("store unlogged : Redis SET EX", "store: unlogged", "Redis SET EX", c)
+    show("  function on plain : plain unlogged upsert", "store: function on plain unlogged", "store: plain unlogged table", c)
+    show("  unlogged store : function on plain", "store: unlogged", "store: function on plain unlogged", c)
+    show("  new key, unlogged : plain unlogged", "store: unlogged, new key", "store: plain unlogged, new key", c)
+    show("cache hit : Redis GET of 1 connection", "get: cache hit", "Redis GET", c, 1)
+    show("  the floor: SELECT 1 : the same", "SELECT 1", "Redis GET", c, 1)
+    show("cache hit : Redis GET of as many", "get: cache hit", "Redis GET", c)
+    show("  the floor: SELECT 1 : the same", "SELECT 1", "Redis GET", c)
+    show("store unlogged : Redis SET EX of 1 connection", "store: unlogged", "Redis SET EX", c, 1)
+    show("  the floor: SELECT 1 : the same", "SELECT 1", "Redis SET EX", c, 1)
 hit, one, track = med["get: cache hit", 1], med["SELECT 1", 1], med["track_spawn, commit not awaited", 1]
 print(f"a hit above SELECT 1: {1e6 / hit[0] - 1e6 / one[0]:.1f} µs elapsed, {hit[1] - one[1]:.1f} µs CPU; a record of the tracker: {1e3 / track[0]:.2f} ms")' <"$work/ops"
 }
@@ -151,34 +172,42 @@ print(f'hit rate {h / (h + m):.3f} of {h + m} gets, after 2 warm-up gets a key; 
 	sql -c "SELECT swarm.namespace_drop('z')" >/dev/null
 }
 
+# fill KEY EXPIRY ROWS: entries of namespace w, in transactions of half a million
+fill() {
+	local i
+	for ((i = 0; i < $3; i += 500000)); do
+		sql -c "INSERT INTO swarm._memory SELECT n.id, '$1' || i, 1, e, e, now(), now(), 110, n.owner, '{}', to_jsonb(repeat('x', 100))
+			FROM swarm._namespace n, generate_series($i + 1, least($i + 500000, $3)) i, LATERAL (SELECT $2 AS e) x WHERE name = 'w'"
+	done
+}
+
 part_sweep() {
-	local scheduler before after started half=$((sweep_rows / 2)) cycle
+	local scheduler before after started elapsed jiffies all target half=$((sweep_rows / 2)) cycle
 	server_stop
 	server_start '-c pg_swarm.memory_sweep_interval=1s'
 	sql -c "SET client_min_messages = warning; CREATE EXTENSION IF NOT EXISTS pg_swarm; SELECT swarm.namespace_create('w')" >/dev/null
-	echo "sweep: $sweep_rows entries of 100 bytes, half of them expire in each hour; the clock is moved"
-	sql -c "INSERT INTO swarm._memory SELECT n.id, 'stays' || i, 1, NULL, NULL, now(), now(), 110, n.owner, '{}', to_jsonb(repeat('x', 100))
-		FROM swarm._namespace n, generate_series(1, $half) i WHERE name = 'w'"
+	echo "sweep: $sweep_rows entries of 100 bytes, half of them expire in each hour; the clock is moved; load at start $(load)"
+	fill stays 'NULL::timestamptz' "$half"
 	for cycle in 1 2 3 4; do
-		sql -c "INSERT INTO swarm._memory SELECT n.id, 'c$cycle.' || i, 1, e, e, now(), now(), 110, n.owner, '{}', to_jsonb(repeat('x', 100))
-			FROM swarm._namespace n, generate_series(1, $half) i, LATERAL (SELECT swarm._now() + interval '1 hour' * i / $half AS e) x WHERE name = 'w'"
+		# in the second half of the hour: filling takes a while, too
+		fill "c$cycle." "swarm._now() + interval '30 min' * (1 + i::float8 / $half)" "$half"
 		scheduler=$(sql -c "SELECT pid FROM swarm.workers WHERE role = 'scheduler'")
 		read -r -a before <"/proc/$scheduler/stat"
+		all=$(cpu)
 		started=$(date +%s.%N)
-		sql -c "SELECT swarm._clock_advance('$cycle hours')" >/dev/null
-		until [ "$(sql -c "SELECT count(*) FROM swarm._memory WHERE sweep_at <= swarm._now()")" = 0 ]; do sleep 0.5; done
-		read -r -a after <"/proc/$scheduler/stat"
-		local elapsed jiffies vacuum
+		target=$(sql -c "SELECT swarm._clock_advance('1 hour')")
+		until [ "$(sql -c "SELECT NOT EXISTS (SELECT FROM swarm._memory WHERE sweep_at <= '$target' AND sweep_at >= coalesce((SELECT swept_to FROM swarm._memory_swept WHERE kind = 'swarm._memory'), '-infinity'))")" = t ]; do sleep 0.5; done
 		elapsed=$(echo "$(date +%s.%N) - $started" | bc)
+		read -r -a after <"/proc/$scheduler/stat"
 		jiffies=$((after[13] + after[14] - before[13] - before[14]))
-		vacuum=$(cpu)
 		sql -c 'VACUUM swarm._memory'
-		vacuum=$(($(cpu) - vacuum))
+		all=$(($(cpu) - all))
 		python3 -c "
-s, v, n = $jiffies / 100, $vacuum / 100, $half
-print(f'hour $cycle: {n} swept in {float($elapsed):.0f} s, {s:.1f} s of CPU ({s / n * 1e6:.1f} µs an entry): {s / 36:.2f} % of a core over the hour, with VACUUM {(s + v) / 36:.2f} %; for 5 million an hour {s / n * 5e6 / 36:.2f} %, with VACUUM {(s + v) / n * 5e6 / 36:.2f} %')"
-		sql -c "SELECT '  size: table ' || pg_size_pretty(pg_relation_size('swarm._memory')) || ', index of keys ' || pg_size_pretty(pg_relation_size('swarm._memory_pkey')) || ', of sweeps ' || pg_size_pretty(pg_relation_size('swarm._memory_sweep'))"
+s, a, n = $jiffies / 100, $all / 100, $half
+print(f'hour $cycle: {n} swept in {float($elapsed):.0f} s, {s:.1f} s of CPU ({s / n * 1e6:.1f} µs an entry): {s / 36:.2f} % of a core over the hour; all processes, with VACUUM, {a:.1f} s: {a / 36:.2f} %')"
+		sql -c "SELECT '  left ' || count(*) || ' entries; size: table ' || pg_size_pretty(pg_relation_size('swarm._memory')) || ', index of keys ' || pg_size_pretty(pg_relation_size('swarm._memory_pkey')) || ', of sweeps ' || pg_size_pretty(pg_relation_size('swarm._memory_sweep')) FROM swarm._memory"
 	done
+	echo "  load at the end $(load)"
 	sql -c "SELECT swarm._clock_advance(NULL), swarm.namespace_drop('w')" >/dev/null
 	sql -c 'TRUNCATE swarm._memory'
 }

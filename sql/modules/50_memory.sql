@@ -377,8 +377,13 @@ BEGIN
     IF n.origin IS NOT NULL AND (n.origin, n.origin_path) IS DISTINCT FROM (was.origin, was.origin_path) THEN
         PERFORM swarm._origin_check(caller, n);
     END IF;
-    -- whoever writes there now goes by the old limits
+    -- whoever writes there now goes by the old settings: what is made of all
+    -- entries, or counted, waits for his end, and who comes looks again
     PERFORM swarm._namespace_lock(space);
+    IF (n.embed OR n.words) AND (was.embed, was.embed OR was.words, was.dims) IS DISTINCT FROM (n.embed, true, n.dims)
+       OR num_nulls(was.max_entries, was.max_bytes) = 2 AND num_nulls(n.max_entries, n.max_bytes) < 2 THEN
+        EXECUTE format('LOCK TABLE %s IN SHARE MODE', swarm._memory_table(space));
+    END IF;
     INSERT INTO swarm._namespace AS t SELECT n.*
     ON CONFLICT (id) DO UPDATE SET default_ttl = EXCLUDED.default_ttl, max_entries = EXCLUDED.max_entries,
         max_bytes = EXCLUDED.max_bytes, evict = EXCLUDED.evict, cached = EXCLUDED.cached, embed = EXCLUDED.embed,
@@ -809,6 +814,7 @@ BEGIN
             HINT = format('SELECT swarm.namespace_alter(%L, ''{"embed": true}'').', namespace);
     END IF;
     PERFORM swarm._namespace_lock(space);
+    EXECUTE format('LOCK TABLE %s IN SHARE MODE', entries);
     EXECUTE format('DELETE FROM swarm._recall_%s', space);
     EXECUTE format(
         'INSERT INTO swarm._recall_%s SELECT namespace, key, CASE WHEN $2 > 0 THEN swarm.embed(t, $2) END, to_tsvector(''english''::regconfig, t)
@@ -851,6 +857,8 @@ DECLARE
                     || CASE WHEN filter IS NULL THEN '' ELSE ' AND m.value @> $3' END;
     text_list text;
     meaning_list text;
+    most_read CONSTANT bigint := 10000;
+    to_read bigint;
 BEGIN
     IF mode IS NULL OR mode NOT IN ('text', 'semantic', 'hybrid') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'mode must be "text", "semantic" or "hybrid"';
@@ -899,6 +907,14 @@ BEGIN
             'SELECT r.key::text, ts_rank_cd(r.words, $4, 1)::float8 AS rank FROM swarm._recall_%s r JOIN %s m ON m.key = r.key
              WHERE r.words @@ $4 AND %s ORDER BY rank DESC, r.key LIMIT %s', space, entries, visible, depth);
     ELSE
+        -- every entry has to be read, and its words found, by every search
+        EXECUTE format('SELECT count(*) FROM (SELECT FROM %s m WHERE %s LIMIT %s) e', entries,
+                       replace(replace(visible, '$3', '$1'), '$2', space::text), most_read + 1) INTO to_read USING filter;
+        IF to_read > most_read THEN
+            RAISE EXCEPTION USING ERRCODE = 'program_limit_exceeded',
+                MESSAGE = format('namespace "%s" has no index of words, and more than %s entries to read', namespace, most_read),
+                HINT = format('Its owner can call swarm.namespace_alter(%L, ''{"words": true}''); or let a filter leave fewer.', namespace);
+        END IF;
         text_list := format(
             'SELECT m.key::text, ts_rank_cd(w, $4, 1)::float8 AS rank
              FROM %s m, to_tsvector(''english''::regconfig, swarm._memory_text(m.key, m.value)) w
@@ -940,7 +956,8 @@ END $$;
 -- first. mode "text": any word of the query, or its beginning; "semantic":
 -- nearest embeddings (namespace with embed); "hybrid": both, by reciprocal
 -- rank, or text alone without embed. filter: contained in the value. Errors:
--- 42704, 42501, 22023, 22004, 55000 semantic without embed, 22000 dimensions.
+-- 42704, 42501, 22023, 22004, 55000 semantic without embed, 22000 dimensions,
+-- 54000 a text search would have to read more than 10,000 entries.
 CREATE FUNCTION swarm.memory_search(namespace text, query text, lim int = 10, mode text = 'hybrid',
     filter jsonb = NULL, embedding real[] = NULL)
 RETURNS SETOF swarm.memory_match LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10

@@ -113,7 +113,7 @@ SELECT pg_catalog.pg_extension_config_dump('swarm._s3_file', '');
 
 ALTER TABLE swarm._s3_batch ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON swarm._s3_batch FOR SELECT
-    USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+    USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 ALTER TABLE swarm._s3_file ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON swarm._s3_file FOR SELECT
     USING (EXISTS (SELECT FROM swarm._s3_batch b WHERE b.id = batch));

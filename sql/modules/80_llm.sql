@@ -764,16 +764,11 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('permission mode "%s" does not exist', mode),
             HINT = 'It is plan, default, acceptEdits or bypassPermissions.';
     END IF;
-    IF mode = 'bypassPermissions' AND NOT has_function_privilege(caller, 'swarm.llm_bypass()', 'EXECUTE') THEN
+    IF mode = 'bypassPermissions' AND NOT has_function_privilege(caller, 'swarm.permission_bypass()', 'EXECUTE') THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = 'permission denied for permission mode bypassPermissions',
-            HINT = 'An administrator can GRANT EXECUTE ON FUNCTION swarm.llm_bypass().';
+            HINT = 'An administrator can GRANT EXECUTE ON FUNCTION swarm.permission_bypass().';
     END IF;
 END $$;
-
--- The right to use permission mode bypassPermissions is the right to execute this.
-CREATE FUNCTION swarm.llm_bypass() RETURNS void
-LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS '';
-COMMENT ON FUNCTION swarm.llm_bypass IS 'does nothing; who may execute it may use permission mode bypassPermissions';
 
 -- A new conversation of the caller. Options known: max_tokens, max_turns,
 -- params (merged into each request), agent, task, budget_usd, budget_tokens.

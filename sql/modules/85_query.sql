@@ -247,13 +247,17 @@ LANGUAGE sql VOLATILE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
 AS $$ SELECT * FROM swarm.queries WHERE include_history OR state IN ('init', 'running', 'paused') ORDER BY id $$;
 COMMENT ON FUNCTION swarm.query_list IS 'queries that have not ended, or all';
 
+CREATE FUNCTION swarm._query_events_dropped() RETURNS bigint
+LANGUAGE c VOLATILE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'swarm_query_events_dropped';
+
 CREATE FUNCTION swarm.query_stats(OUT total bigint, OUT running bigint, OUT paused bigint, OUT completed bigint,
-    OUT terminated bigint, OUT failed bigint)
+    OUT terminated bigint, OUT failed bigint, OUT events_dropped bigint)
 LANGUAGE sql VOLATILE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
 AS $$ SELECT count(*), count(*) FILTER (WHERE state = 'running'), count(*) FILTER (WHERE state = 'paused'),
     count(*) FILTER (WHERE state = 'complete'), count(*) FILTER (WHERE state = 'terminated'),
-    count(*) FILTER (WHERE state = 'error') FROM swarm.queries $$;
-COMMENT ON FUNCTION swarm.query_stats IS 'how many queries are in which state';
+    count(*) FILTER (WHERE state = 'error'), swarm._query_events_dropped() FROM swarm.queries $$;
+COMMENT ON FUNCTION swarm.query_stats IS 'how many queries are in which state, and events of all that were not written down since the start of the server';
 
 CREATE FUNCTION swarm.query_result(id bigint) RETURNS jsonb
 LANGUAGE sql VOLATILE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp

@@ -13,7 +13,12 @@ CREATE TABLE swarm._rule (
     params jsonb NOT NULL DEFAULT '{}' CHECK (pg_catalog.jsonb_typeof(params) = 'object'),
     enabled boolean NOT NULL DEFAULT true,
     on_demand boolean NOT NULL DEFAULT false,
-    shipped boolean NOT NULL DEFAULT false,
+    shipped boolean NOT NULL DEFAULT false
+);
+-- What has come of it. Apart, so that a tick locks no rule that somebody wants
+-- to switch off.
+CREATE TABLE swarm._rule_use (
+    name text PRIMARY KEY REFERENCES swarm._rule ON DELETE CASCADE,
     acted bigint NOT NULL DEFAULT 0,
     acted_at timestamptz,
     failed bigint NOT NULL DEFAULT 0,
@@ -31,6 +36,7 @@ CREATE TABLE swarm._flag (
     percentage numeric NOT NULL CHECK (percentage BETWEEN 0 AND 100)
 );
 SELECT pg_catalog.pg_extension_config_dump('swarm._rule', 'WHERE NOT shipped');
+SELECT pg_catalog.pg_extension_config_dump('swarm._rule_use', 'WHERE name IN (SELECT name FROM swarm._rule WHERE NOT shipped)');
 SELECT pg_catalog.pg_extension_config_dump('swarm._flag', '');
 
 CREATE FUNCTION swarm._optimizer_changed() RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
@@ -71,6 +77,7 @@ INSERT INTO swarm._rule (name, owner, priority, condition, action, params, enabl
  $$kind = 'sql' AND state = 'running' AND workers = 0 AND swarm._temp_bytes(pid) > 64 * 1024 ^ 2
    AND NOT EXISTS (SELECT FROM swarm.query_events e WHERE e.query = q.id AND e.detail = 'spill-work-mem')$$,
  'execute_command', '{"command": "SET work_mem = ''256MB''"}', false, false, true);
+INSERT INTO swarm._rule_use (name) SELECT name FROM swarm._rule;
 
 CREATE FUNCTION swarm.rule_create(name text, priority int, condition text, action text, params jsonb = '{}',
     enabled boolean = true, on_demand boolean = false)
@@ -81,6 +88,7 @@ BEGIN
     EXECUTE format(E'SELECT FROM swarm.queries q WHERE false AND (%s\n)', condition);
     INSERT INTO swarm._rule (name, priority, condition, action, params, enabled, on_demand)
     VALUES (name, priority, condition, action, params, enabled, on_demand);
+    INSERT INTO swarm._rule_use (name) VALUES (name);
     PERFORM swarm._optimizer_changed();
 END $$;
 COMMENT ON FUNCTION swarm.rule_create IS 'add a rule: on queries that the condition matches, the action is done; runs with the rights of who creates it';
@@ -139,7 +147,8 @@ CREATE FUNCTION swarm.optimizer_status() RETURNS jsonb
 LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
 AS $$ SELECT jsonb_build_object('isMonitoring', o.enabled, 'interval', o.period,
     'rulesCount', (SELECT count(*) FROM swarm._rule WHERE enabled AND NOT on_demand),
-    'rules', (SELECT jsonb_agg(to_jsonb(r) - 'shipped' ORDER BY priority DESC, name) FROM swarm._rule r))
+    'rules', (SELECT jsonb_agg(to_jsonb(r) - 'shipped' || to_jsonb(u) ORDER BY r.priority DESC, r.name)
+              FROM swarm._rule r JOIN swarm._rule_use u USING (name)))
     FROM swarm._optimizer o $$;
 COMMENT ON FUNCTION swarm.optimizer_status IS 'whether rules are applied, how often, and the rules with what they have done';
 
@@ -171,8 +180,9 @@ LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_tem
 AS $$ SELECT variants[1 + (hashtextextended(key, hashtext(name)::bigint << 1) & 9007199254740991) % cardinality(variants)] $$;
 COMMENT ON FUNCTION swarm.flag_variant IS 'the variant of an experiment for a key: always the same, evenly spread';
 
+-- Who has one of these rows locked is not waited for: an error says so at once.
 CREATE FUNCTION swarm.rollback_all() RETURNS jsonb
-LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 AS $$
 DECLARE
     answer jsonb;

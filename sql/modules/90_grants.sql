@@ -172,13 +172,13 @@ REVOKE ALL ON FUNCTION
 -- llm: what spends money is closed; a conversation that somebody was allowed
 -- to begin is his, to go on with, watch and cancel (the right to the server is
 -- looked at in each turn). _llm_tool_execute and _llm_run do what their caller
--- may do anyway. llm_bypass is a right by being executable.
+-- may do anyway.
 GRANT SELECT ON swarm._llm_conversation, swarm._llm_message, swarm._llm_call, swarm._llm_cost, swarm._llm_tool,
     swarm.models TO PUBLIC;
 GRANT SELECT ON swarm.llm_conversations, swarm.llm_messages, swarm.llm_calls, swarm.tools, swarm.costs TO PUBLIC;
 REVOKE ALL ON FUNCTION swarm.llm_ask(text, jsonb, text, text[], text, jsonb),
     swarm.llm_ask(text, text, text, text[], text, jsonb), swarm.llm_embed(text, text[]),
-    swarm.llm_count_tokens(text, jsonb), swarm.tool_create(text, regproc, text, text), swarm.llm_bypass() FROM PUBLIC;
+    swarm.llm_count_tokens(text, jsonb), swarm.tool_create(text, regproc, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION
     swarm._model_changed(), swarm._budget_changed(), swarm._llm_server_check(text), swarm._llm_model(text),
     swarm._model_resolve(text), swarm._llm_server_of(swarm.models),

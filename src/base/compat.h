@@ -59,6 +59,13 @@
 	 swarm_database_ownercheck(MyDatabaseId, role))
 #endif
 
+/* Who may SET ROLE to another one: since 16 not every member. */
+#if PG_VERSION_NUM >= 160000
+#define swarm_may_become(member, role)	member_can_set_role(member, role)
+#else
+#define swarm_may_become(member, role)	is_member_of_role(member, role)
+#endif
+
 /* Maintenance runs with a safe search_path since 17. */
 #if PG_VERSION_NUM >= 170000
 #define swarm_restrict_search_path()	RestrictSearchPath()
@@ -157,6 +164,19 @@ swarm_guc_find(const char *name)
 #define swarm_vacuum_delay()	vacuum_delay_point(false)
 #else
 #define swarm_vacuum_delay()	vacuum_delay_point()
+#endif
+
+/* What an update says of the indexes it has to be entered in, since 16 in three words. */
+#if PG_VERSION_NUM >= 160000
+#define SwarmUpdateIndexes	TU_UpdateIndexes
+#define swarm_update_needs_indexes(u)	((u) != TU_None)
+#define swarm_insert_index_tuples(result, slot, estate, update, conflict, arbiters) \
+	ExecInsertIndexTuples(result, slot, estate, update, (conflict) != NULL, conflict, arbiters, false)
+#else
+#define SwarmUpdateIndexes	bool
+#define swarm_update_needs_indexes(u)	(u)
+#define swarm_insert_index_tuples(result, slot, estate, update, conflict, arbiters) \
+	ExecInsertIndexTuples(result, slot, estate, update, (conflict) != NULL, conflict, arbiters)
 #endif
 
 /* COPY TO can call back with each row since 16. */

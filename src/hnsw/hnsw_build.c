@@ -42,10 +42,6 @@
 #define PHASE_GRAPH		3
 #define PHASE_WRITE		4
 
-/* What the placement knows of a node. */
-#define QUEUED			0x01
-#define PLACED			0x02
-
 typedef struct Sample
 {
 	SwarmHnswOpclass opclass;
@@ -83,8 +79,6 @@ static void insert_row(Relation rel, ItemPointer tid, Datum *values,
 					   bool *isnull, bool alive, void *state);
 static int	compare_tids(const void *a, const void *b);
 static void let_interrupt(const Buffer *buffers);
-static SwarmNodeId *place_nodes(const SwarmGraph *graph,
-								const SwarmHnswMeta *meta, uint32 per_page);
 static void write_meta(Relation rel, ForkNumber fork,
 					   const SwarmHnswMeta *meta);
 
@@ -440,8 +434,8 @@ write_graph(SwarmBuild *build)
 	SwarmGraph *graph = build->graph;
 	const SwarmHnswLayout *layout = &index->layout;
 	Relation	rel = build->rel;
-	SwarmNodeId *order = place_nodes(graph, &index->meta,
-									 layout->per_page[SWARM_STREAM_NODE]);
+	SwarmNodeId *order = swarm_graph_place(graph, &index->meta,
+										   layout->per_page[SWARM_STREAM_NODE]);
 	SwarmNodeId *ids;
 	Buffer		buffers[SWARM_HNSW_STREAMS] = {InvalidBuffer};
 	Buffer		meta_buffer;
@@ -515,114 +509,4 @@ let_interrupt(const Buffer *buffers)
 	for (int stream = 0; stream < SWARM_HNSW_STREAMS; stream++)
 		if (buffers[stream] != InvalidBuffer)
 			LockBuffer(buffers[stream], BUFFER_LOCK_EXCLUSIVE);
-}
-
-/*
- * place_nodes: which node gets which id: order[id] is its place in memory.
- *
- * Nodes that are scored together should share pages.  A page is filled around
- * its first node: the next one is always that which most links of the page
- * lead to.  First nodes come in the order in which links lead to them, from the
- * entry point on.
- *
- * A place in memory and an id have their level by the same function, and a
- * node must keep its level; so every level has a queue of its own, in which its
- * nodes are in the order found here, and the next id of a level takes the next
- * node of that queue.
- */
-static SwarmNodeId *
-place_nodes(const SwarmGraph *graph, const SwarmHnswMeta *meta,
-			uint32 per_page)
-{
-	uint32		n = swarm_graph_count(graph);
-	Size		size = sizeof(SwarmNodeId) * Max(n, 1);
-	SwarmNodeId *walk = MemoryContextAllocHuge(CurrentMemoryContext, size);
-	SwarmNodeId *queue = MemoryContextAllocHuge(CurrentMemoryContext, size);
-	SwarmNodeId *order = MemoryContextAllocHuge(CurrentMemoryContext, size);
-	uint8	   *levels = MemoryContextAllocHuge(CurrentMemoryContext, Max(n, 1));
-	uint8	   *seen = MemoryContextAllocHuge(CurrentMemoryContext, Max(n, 1));
-	uint8	   *weight = MemoryContextAllocHuge(CurrentMemoryContext, Max(n, 1));
-	SwarmNodeId *near = palloc(sizeof(SwarmNodeId) * per_page * 256);
-	uint32		next[SWARM_HNSW_MAX_LEVEL + 1] = {0};
-	uint32		head = 0;
-	uint32		tail = 0;
-	uint32		count = 0;
-	uint32		start = 0;
-
-	memset(seen, 0, n);
-	memset(weight, 0, n);
-	if (graph->shared->entry != SWARM_NODE_NONE)
-	{
-		queue[tail++] = graph->shared->entry;
-		seen[graph->shared->entry] = QUEUED;
-	}
-	while (count < n)
-	{
-		uint32		nnear = 0;
-
-		while (head < tail && (seen[queue[head]] & PLACED))
-			head++;
-		if (head == tail)
-		{
-			/* Not reached: odd nodes, and what hangs together with nothing. */
-			while (seen[start] & QUEUED)
-				start++;
-			seen[start] |= QUEUED;
-			queue[tail++] = start;
-		}
-		near[nnear++] = queue[head];
-
-		for (uint32 placed = 0; placed < per_page && nnear > 0; placed++)
-		{
-			const SwarmNodeId *links;
-			SwarmNodeId node;
-			uint32		best = 0;
-			int			degree;
-
-			for (uint32 i = 1; i < nnear; i++)
-				if (weight[near[i]] > weight[near[best]])
-					best = i;
-			node = near[best];
-			near[best] = near[--nnear];
-			weight[node] = 0;
-			seen[node] |= PLACED;
-			walk[count++] = node;
-
-			degree = swarm_graph_links(graph, node, &links);
-			for (int i = 0; i < degree; i++)
-			{
-				SwarmNodeId link = links[i];
-
-				if (!(seen[link] & QUEUED))
-				{
-					seen[link] |= QUEUED;
-					queue[tail++] = link;
-				}
-				if (seen[link] & PLACED)
-					continue;
-				if (weight[link]++ == 0)
-					near[nnear++] = link;
-			}
-		}
-		for (uint32 i = 0; i < nnear; i++)
-			weight[near[i]] = 0;
-	}
-
-	for (uint32 i = 0; i < n; i++)
-		levels[i] = swarm_hnsw_level(meta, i);
-	for (SwarmNodeId id = 0; id < n; id++)
-	{
-		int			level = levels[id];
-
-		while (levels[walk[next[level]]] != level)
-			next[level]++;
-		order[id] = walk[next[level]++];
-	}
-	pfree(walk);
-	pfree(queue);
-	pfree(levels);
-	pfree(seen);
-	pfree(weight);
-	pfree(near);
-	return order;
 }

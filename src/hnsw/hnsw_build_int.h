@@ -76,6 +76,11 @@ extern void swarm_graph_write(const SwarmGraph *graph, SwarmNodeId place,
 							  Page node_page, Page upper_page,
 							  Page refine_page);
 
+/* hnsw_place.c */
+extern SwarmNodeId *swarm_graph_place(const SwarmGraph *graph,
+									  const SwarmHnswMeta *meta,
+									  uint32 per_page);
+
 /* A build, as one process sees it. */
 typedef struct SwarmBuild
 {

@@ -56,6 +56,7 @@ static void start(IndexScanDesc desc);
 static void set_query(IndexScanDesc desc, SwarmScan *scan);
 static bool more(IndexScanDesc desc);
 static void take_best(SwarmScan *scan);
+static bool take_rest(SwarmScan *scan);
 static bool next_candidate(IndexScanDesc desc, SwarmCandidate *c);
 static bool next_null(IndexScanDesc desc);
 static void unpin(void *arg);
@@ -436,9 +437,39 @@ more(IndexScanDesc desc)
 static void
 take_best(SwarmScan *scan)
 {
+	scan->farthest = scan->search->best.count > 0 ?
+		scan->search->best.items[0].distance : INFINITY;
+	scan->rest_taken = false;
 	for (int i = 0; i < scan->search->best.count; i++)
 		swarm_hnsw_push_min(&scan->waiting, scan->search->best.items[i]);
 	scan->search->best.count = 0;
+	scan->round = scan->waiting.count;
+}
+
+/*
+ * take_rest: what the walk came across beside its best, and what may be nearer
+ * than those, waits too; false when there is none.
+ *
+ * A walk for few rows would else lose some by the order of the estimates alone.
+ */
+static bool
+take_rest(SwarmScan *scan)
+{
+	const SwarmCandidates *seen[] = {&scan->search->evicted, &scan->search->rejected};
+	float		limit = scan->farthest + scan->slack;
+
+	if (scan->rest_taken)
+		return false;
+	scan->rest_taken = true;
+	for (int i = 0; i < lengthof(seen); i++)
+		for (int j = 0; j < seen[i]->count; j++)
+		{
+			const SwarmCandidate *c = &seen[i]->items[j];
+
+			if (c->distance < limit && c->state == SWARM_NODE_LINKED)
+				swarm_hnsw_push_min(&scan->waiting, *c);
+		}
+	return scan->waiting.count > 0;
 }
 
 /*
@@ -472,8 +503,17 @@ next_candidate(IndexScanDesc desc, SwarmCandidate *c)
 			batch[n++] = swarm_hnsw_pop_min(&scan->waiting);
 		if (n > 0)
 			swarm_scan_refine(desc, batch, n);
+		else if (scan->phase == PHASE_GRAPH && scan->ready.count > 0 &&
+				 scan->waiting.count == 0 &&
+				 scan->farthest - scan->slack < scan->ready.items[0].distance &&
+				 take_rest(scan))
+			continue;
+		else if (scan->phase == PHASE_GRAPH && scan->rest_taken &&
+				 scan->round <= 0 && more(desc))
+			continue;
 		else if (scan->ready.count > 0)
 		{
+			scan->round--;
 			*c = swarm_hnsw_pop_min(&scan->ready);
 			return true;
 		}

@@ -39,6 +39,10 @@ typedef struct SwarmScan
 	SwarmCandidates waiting;	/* min-heap by estimate */
 	SwarmCandidates ready;		/* min-heap by better distance */
 	float		slack;			/* what an estimate may be off */
+	int			round;			/* rows to return before the walk goes on,
+								 * once rest_taken */
+	float		farthest;		/* of its best */
+	bool		rest_taken;		/* what it found beside its best waits, too */
 	SwarmIdSet	returned;
 	float		last;			/* distance of the last row returned */
 

@@ -200,7 +200,8 @@ typedef struct SwarmShard
 	int			scheduler_pid;	/* 0 = none */
 	Latch	   *scheduler_latch;
 	TimestampTz scheduler_since;
-	uint32		scheduler_wakes;	/* counts calls of swarm_shard_wake_scheduler() */
+	uint32		scheduler_wakes;	/* counts calls of
+									 * swarm_shard_wake_scheduler() */
 	TimestampTz restart_at;		/* not before */
 	int			restarts;		/* in a row, for the backoff */
 	bool		starting;		/* registered, not yet attached */
@@ -222,6 +223,7 @@ typedef struct SwarmShard
 	/* work */
 	dlist_head	ring;			/* queues with jobs that may run */
 	int64		scan_from;		/* lowest id that may be missing in memory */
+	bool		sweeping;		/* ... apart from what is being read just now */
 	int64		prepared_from;	/* lowest id a prepared transaction may hold */
 	uint32		prepared_count; /* counts changes of it */
 	TimestampTz disk_due;		/* earliest timer left on disk */
@@ -280,6 +282,7 @@ extern SwarmShard *swarm_shard_at(int i);	/* any state; 0..max-1 */
 extern SwarmSlot *swarm_slot_at(int i);
 extern int	swarm_slot_number(const SwarmSlot *slot);
 extern void swarm_shard_wake_scheduler(SwarmShard *shard);
+extern bool swarm_shard_has_ready(const SwarmShard *shard);
 extern void swarm_shard_wake_all(SwarmShard *shard);
 extern void swarm_shard_stop_runners(SwarmShard *shard);
 extern void swarm_slot_cancel(SwarmSlot *slot, const char *reason);

@@ -327,7 +327,7 @@ swarm_queue_status(Oid database, SwarmQueueStatus **list, bool *complete)
 	*list = palloc0(swarm_max_queues * sizeof(SwarmQueueStatus));
 	LWLockAcquire(swarm_job_lock, LW_SHARED);
 	shard = swarm_shard_find(database);
-	*complete = shard != NULL && shard->scan_from == SWARM_NO_SCAN &&
+	*complete = shard != NULL && swarm_shard_has_ready(shard) &&
 		TIMESTAMP_IS_NOEND(shard->disk_due);
 	hash_seq_init(&seq, swarm_queue_table);
 	while ((q = hash_seq_search(&seq)) != NULL)

@@ -299,6 +299,7 @@ swarm_queue_mark_parent(SwarmShard *shard, int64 id)
 	{
 		/* committed, but not told yet, or on disk: the sweep will mark it */
 		shard->scan_from = Min(shard->scan_from, id);
+		swarm_shard_wake_scheduler(shard);
 	}
 	LWLockRelease(swarm_job_lock);
 }

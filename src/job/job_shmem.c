@@ -248,6 +248,15 @@ swarm_shard_wake_scheduler(SwarmShard *shard)
 }
 
 /*
+ * swarm_shard_has_ready: are all jobs that may run now in memory?
+ */
+bool
+swarm_shard_has_ready(const SwarmShard *shard)
+{
+	return shard->scan_from == SWARM_NO_SCAN && !shard->sweeping && !shard->left_behind;
+}
+
+/*
  * swarm_shard_stop_runners: all runners of the database shall end; what one
  * of them runs now is interrupted and ready again, uncounted.
  */

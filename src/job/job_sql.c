@@ -72,13 +72,14 @@ swarm_job_wait(PG_FUNCTION_ARGS)
 	{
 		long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
 		SwarmEntry *e;
-		bool		in_memory;
+		bool		unsettled;
 
 		LWLockAcquire(swarm_job_lock, LW_SHARED);
 		e = swarm_entry_find(MyDatabaseId, id);
-		in_memory = e != NULL && !e->gone;
+		/* of a job that nobody has claimed, an entry says nothing for sure */
+		unsettled = e != NULL && e->state >= ENTRY_CLAIMED && !e->gone;
 		LWLockRelease(swarm_job_lock);
-		if (!in_memory && !swarm_job_fetch(id, &row))
+		if (!unsettled && !swarm_job_fetch(id, &row))
 			break;
 		if (ms <= 0)
 			break;

@@ -136,6 +136,7 @@ swarm_job_sweep(SwarmShard *shard)
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	from = shard->scan_from;
 	shard->scan_from = SWARM_NO_SCAN;
+	shard->sweeping = from != SWARM_NO_SCAN;
 	LWLockRelease(swarm_job_lock);
 	if (from == SWARM_NO_SCAN)
 		return false;
@@ -154,13 +155,14 @@ swarm_job_sweep(SwarmShard *shard)
 		if (!swarm_queue_push_swept(shard, &job))
 			break;
 	}
+	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	if (n == SWEEP_PAGE)
 	{
-		LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 		more = shard->scan_from >= from;
 		shard->scan_from = Min(shard->scan_from, from);
-		LWLockRelease(swarm_job_lock);
 	}
+	shard->sweeping = false;
+	LWLockRelease(swarm_job_lock);
 	swarm_spi_end(&spi);
 	return more;
 }
@@ -497,6 +499,7 @@ swarm_job_send_events(SwarmShard *shard)
 		appendStringInfoChar(&json, '}');
 		Async_Notify("swarm_events", json.data);
 	}
+	SWARM_FAULT("job.events");
 }
 
 /* ------------------------------------------------------------------------

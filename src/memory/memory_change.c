@@ -12,8 +12,7 @@
  *   at rollback			guards are unmarked, if they had been marked
  *
  * A savepoint that is rolled back leaves its notes: they cost a read of the
- * table.  A prepared transaction is forgotten here; COMMIT PREPARED, in
- * whatever session, closes the whole cache while it runs.
+ * table.  A prepared transaction hands them to memory_prepared.c.
  */
 #include "postgres.h"
 
@@ -22,9 +21,6 @@
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "miscadmin.h"
-#include "nodes/parsenodes.h"
-#include "storage/ipc.h"
-#include "tcop/utility.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -46,16 +42,14 @@ static struct
 {
 	bool		written;
 	bool		all;			/* too many, or TRUNCATE */
-	bool		marked;			/* guards are */
+	bool		marked;			/* guards are, those of ... */
+	bool		marked_all;
+	int			marked_n;
 	int			n;
 	int			room;
 	uint32	   *hashes;
 	TimestampTz due;			/* earliest sweep of what was written */
 }			notes = {.due = DT_NOEND};
-
-static ProcessUtility_hook_type previous_utility = NULL;
-static bool ending_prepared = false;	/* the cache is closed by us */
-static bool exit_registered = false;
 
 static void note_row(Relation table, HeapTuple tuple, TupleDesc desc);
 static void note(uint32 hash);
@@ -66,24 +60,13 @@ static void unmark(bool committed);
 static void guard_begin(SwarmCacheGuard *guard);
 static void guard_end(SwarmCacheGuard *guard);
 static void forget_notes(void);
-static void announce_due(TimestampTz due);
 static int	sweep_slot(void);
-static void utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
-					ProcessUtilityContext utility_context, ParamListInfo params,
-					QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc);
-static void call_previous(PlannedStmt *pstmt, const char *query, bool read_only_tree,
-						  ProcessUtilityContext utility_context, ParamListInfo params,
-						  QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc);
-static void prepared_ended(int code, Datum arg);
 
 void
 swarm_memory_change_init(void)
 {
 	RegisterXactCallback(at_transaction_end, NULL);
-	if (!process_shared_preload_libraries_in_progress)
-		return;
-	previous_utility = ProcessUtility_hook;
-	ProcessUtility_hook = utility;
+	swarm_memory_prepared_init();
 }
 
 bool
@@ -208,19 +191,20 @@ static void
 note_row(Relation table, HeapTuple tuple, TupleDesc desc)
 {
 	bool		isnull;
-	int32		space;
-	text	   *key;
-	TimestampTz sweep_at;
+	int32		space = DatumGetInt32(heap_getattr(tuple, MEMORY_NAMESPACE, desc, &isnull));
+	text	   *key = DatumGetTextPP(heap_getattr(tuple, MEMORY_KEY, desc, &isnull));
+	TimestampTz sweep_at = DatumGetTimestampTz(heap_getattr(tuple, MEMORY_SWEEP_AT, desc, &isnull));
 
+	swarm_memory_note(RelationGetRelid(table), space, key, isnull ? DT_NOEND : sweep_at);
+}
+
+void
+swarm_memory_note(Oid table, int32 space, const text *key, TimestampTz sweep_at)
+{
 	if (swarm_memory_shared == NULL)
 		return;
-	space = DatumGetInt32(heap_getattr(tuple, MEMORY_NAMESPACE, desc, &isnull));
-	key = DatumGetTextPP(heap_getattr(tuple, MEMORY_KEY, desc, &isnull));
-	note(swarm_memory_hash(RelationGetRelid(table), space, VARDATA_ANY(key),
-						   VARSIZE_ANY_EXHDR(key)));
-	sweep_at = DatumGetTimestampTz(heap_getattr(tuple, MEMORY_SWEEP_AT, desc, &isnull));
-	if (!isnull && sweep_at < notes.due)
-		notes.due = sweep_at;
+	note(swarm_memory_hash(table, space, VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key)));
+	notes.due = Min(notes.due, sweep_at);
 }
 
 static void
@@ -305,27 +289,34 @@ at_transaction_end(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_PRE_COMMIT:
+			swarm_memory_prepared_pre_commit();
 			swarm_quota_pre_commit();
 			if (notes.written)
 				mark();
+			break;
+		case XACT_EVENT_PRE_PREPARE:
+			swarm_memory_prepare(notes.hashes, notes.n, notes.all);
 			break;
 		case XACT_EVENT_COMMIT:
 			if (notes.written)
 			{
 				unmark(true);
-				announce_due(notes.due);
+				swarm_memory_announce_due(notes.due);
 			}
 			forget_notes();
 			swarm_quota_end_of_transaction();
+			swarm_memory_prepared_end_of_transaction(event);
 			break;
 		case XACT_EVENT_ABORT:
 			unmark(false);
 			forget_notes();
 			swarm_quota_end_of_transaction();
+			swarm_memory_prepared_end_of_transaction(event);
 			break;
 		case XACT_EVENT_PREPARE:
 			forget_notes();
 			swarm_quota_end_of_transaction();
+			swarm_memory_prepared_end_of_transaction(event);
 			break;
 		default:
 			break;
@@ -340,13 +331,9 @@ mark(void)
 	if (s == NULL || notes.marked)
 		return;
 	HOLD_INTERRUPTS();
-	if (notes.all)
-		guard_begin(&s->all);
-	else
-	{
-		for (int i = 0; i < notes.n; i++)
-			guard_begin(&s->guards[notes.hashes[i] % s->nguards]);
-	}
+	notes.marked_all = notes.all;
+	notes.marked_n = notes.all ? 0 : notes.n;
+	swarm_guards_begin(notes.hashes, notes.marked_n, notes.marked_all);
 	notes.marked = true;
 	RESUME_INTERRUPTS();
 	SWARM_FAULT("memory.commit");
@@ -363,25 +350,18 @@ unmark(bool committed)
 
 	if (s == NULL || (!notes.marked && !committed))
 		return;
-	if (notes.all)
+	if (committed)
 	{
-		if (!notes.marked)
-			guard_begin(&s->all);
-		guard_end(&s->all);
-		if (committed)
-			swarm_memory_wake_all();
-		return;
+		swarm_guards_begin(notes.hashes + notes.marked_n, notes.n - notes.marked_n,
+						   notes.all && !notes.marked_all);
+		notes.marked_n = notes.n;
+		notes.marked_all = notes.all;
 	}
-	for (int i = 0; i < notes.n; i++)
-	{
-		SwarmCacheGuard *guard = &s->guards[notes.hashes[i] % s->nguards];
-
-		if (!notes.marked)
-			guard_begin(guard);
-		guard_end(guard);
-		if (committed)
-			ConditionVariableBroadcast(swarm_memory_waiters(notes.hashes[i]));
-	}
+	swarm_guards_end(notes.hashes, notes.marked_n, notes.marked_all);
+	if (committed && notes.all)
+		swarm_memory_wake_all();
+	for (int i = 0; i < notes.n && committed && !notes.all; i++)
+		ConditionVariableBroadcast(swarm_memory_waiters(notes.hashes[i]));
 	pg_atomic_fetch_add_u64(&s->invalidations, notes.n);
 }
 
@@ -400,6 +380,28 @@ guard_end(SwarmCacheGuard *guard)
 	pg_atomic_fetch_sub_u32(&guard->committing, 1);
 }
 
+void
+swarm_guards_begin(const uint32 *hashes, int n, bool all)
+{
+	SwarmMemoryShared *s = swarm_memory_shared;
+
+	if (all)
+		guard_begin(&s->all);
+	for (int i = 0; i < n; i++)
+		guard_begin(&s->guards[hashes[i] % s->nguards]);
+}
+
+void
+swarm_guards_end(const uint32 *hashes, int n, bool all)
+{
+	SwarmMemoryShared *s = swarm_memory_shared;
+
+	if (all)
+		guard_end(&s->all);
+	for (int i = 0; i < n; i++)
+		guard_end(&s->guards[hashes[i] % s->nguards]);
+}
+
 static void
 forget_notes(void)
 {
@@ -409,8 +411,8 @@ forget_notes(void)
 		notes.hashes = NULL;
 		notes.room = 0;
 	}
-	notes.written = notes.all = notes.marked = false;
-	notes.n = 0;
+	notes.written = notes.all = notes.marked = notes.marked_all = false;
+	notes.n = notes.marked_n = 0;
 	notes.due = DT_NOEND;
 }
 
@@ -456,11 +458,8 @@ swarm_memory_sweep_due(void)
 		(TimestampTz) pg_atomic_read_u64(&swarm_memory_shared->next_sweep[slot]);
 }
 
-/*
- * announce_due: something is to be swept then.  Raises no error.
- */
-static void
-announce_due(TimestampTz due)
+void
+swarm_memory_announce_due(TimestampTz due)
 {
 	int			slot = sweep_slot();
 	pg_atomic_uint64 *next;
@@ -520,75 +519,9 @@ swarm_memory_sweep_step(void)
 	}
 	PG_CATCH();
 	{
-		announce_due(next);
+		swarm_memory_announce_due(next);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-	announce_due(next);
-}
-
-/* ------------------------------------------------------------------------
- * Prepared transactions
- * ------------------------------------------------------------------------ */
-
-/*
- * utility: while COMMIT PREPARED runs, nobody trusts the cache: which keys it
- * makes visible is known to nobody here.
- */
-static void
-utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
-		ProcessUtilityContext utility_context, ParamListInfo params,
-		QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
-{
-	TransactionStmt *stmt = (TransactionStmt *) pstmt->utilityStmt;
-
-	if (!IsA(stmt, TransactionStmt) || swarm_memory_shared == NULL ||
-		(stmt->kind != TRANS_STMT_COMMIT_PREPARED && stmt->kind != TRANS_STMT_ROLLBACK_PREPARED))
-	{
-		call_previous(pstmt, query, read_only_tree, utility_context, params, env, dest, qc);
-		return;
-	}
-	if (!exit_registered)
-	{
-		before_shmem_exit(prepared_ended, (Datum) 0);
-		exit_registered = true;
-	}
-	guard_begin(&swarm_memory_shared->all);
-	ending_prepared = true;
-	PG_TRY();
-	{
-		call_previous(pstmt, query, read_only_tree, utility_context, params, env, dest, qc);
-	}
-	PG_FINALLY();
-	{
-		prepared_ended(0, (Datum) 0);
-	}
-	PG_END_TRY();
-}
-
-static void
-call_previous(PlannedStmt *pstmt, const char *query, bool read_only_tree,
-			  ProcessUtilityContext utility_context, ParamListInfo params,
-			  QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
-{
-	if (previous_utility)
-		previous_utility(pstmt, query, read_only_tree, utility_context, params, env, dest, qc);
-	else
-		standard_ProcessUtility(pstmt, query, read_only_tree, utility_context, params, env, dest, qc);
-}
-
-/*
- * prepared_ended: also at the process' exit, which may come in between.  (Not
- * PG_ENSURE_ERROR_CLEANUP: COMMIT PREPARED registers an exit callback, too.)
- */
-static void
-prepared_ended(int code, Datum arg)
-{
-	if (!ending_prepared)
-		return;
-	ending_prepared = false;
-	guard_end(&swarm_memory_shared->all);
-	swarm_quota_forget_all();
-	swarm_memory_wake_all();
-	announce_due(swarm_now());
+	swarm_memory_announce_due(next);
 }

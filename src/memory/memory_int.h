@@ -5,6 +5,7 @@
 #ifndef SWARM_MEMORY_MEMORY_INT_H
 #define SWARM_MEMORY_MEMORY_INT_H
 
+#include "access/xact.h"
 #include "executor/tuptable.h"
 #include "port/atomics.h"
 #include "storage/condition_variable.h"
@@ -84,6 +85,12 @@ extern bool swarm_space_may(int32 id, Oid role, SwarmNeed need);
 extern Oid	swarm_memory_table(bool logged);
 extern Oid	swarm_memory_index(bool logged);
 
+/*
+ * Before writing to a namespace: take the locks for it, and look again what it
+ * is, for who alters it may have been waited for.
+ */
+extern void swarm_space_begin_write(SwarmSpace *space);
+
 /* Locks on a namespace, to the end of the transaction. */
 extern void swarm_space_lock(int32 id, LOCKMODE mode);
 extern void swarm_space_unlock(int32 id, LOCKMODE mode);
@@ -145,6 +152,9 @@ typedef struct SwarmMemoryReader
  */
 extern void swarm_memory_reader_open(SwarmMemoryReader *reader, const SwarmSpace *space);
 extern bool swarm_memory_read(SwarmMemoryReader *reader, text *key, SwarmMemoryRow *row);
+
+/* The same, whether it has expired or not; the row is in the reader's slot. */
+extern bool swarm_memory_find(SwarmMemoryReader *reader, const text *key);
 extern void swarm_memory_reader_close(SwarmMemoryReader *reader);
 
 /* What is to be stored. */
@@ -163,8 +173,34 @@ typedef struct SwarmMemoryStore
 } SwarmMemoryStore;
 
 /* Store; returns the new version, or 0 if a condition did not hold. */
-extern int64 swarm_memory_store_entry(const SwarmSpace *space, Oid owner,
+extern int64 swarm_memory_store_entry(SwarmSpace *space, Oid owner,
 									  const SwarmMemoryStore *what);
+
+/*
+ * Storing without a statement (memory_direct.c): what is stored, as it
+ * stands in the row.
+ */
+typedef struct SwarmMemoryWrite
+{
+	text	   *key;
+	Datum		value;
+	Datum		tags;
+	int32		size;
+	Oid			owner;
+	TimestampTz now;
+	bool		expires;
+	TimestampTz expires_at;
+	bool		keep_ttl;
+	bool		if_absent;
+	int64		expected;		/* version; 0 = any */
+} SwarmMemoryWrite;
+
+/*
+ * False if that is not possible: use a statement.  Else the new version, 0 if the
+ * expected one is not there.
+ */
+extern bool swarm_memory_store_direct(const SwarmSpace *space, const SwarmMemoryWrite *write,
+									  int64 *version);
 
 /* Write what an entry of a namespace with recall is found by. */
 extern void swarm_memory_recall(const SwarmSpace *space, text *key, Datum value,
@@ -239,6 +275,32 @@ extern void swarm_memory_change_init(void);
 
 /* Has this transaction written entries? */
 extern bool swarm_memory_written(void);
+
+/* What a row trigger notes of one it does not see. */
+extern void swarm_memory_note(Oid table, int32 space, const text *key, TimestampTz sweep_at);
+
+/* Something is to be swept then.  No error. */
+extern void swarm_memory_announce_due(TimestampTz due);
+
+/*
+ * Before a change of what hashes so, or with `all` of everything, can be seen,
+ * and after.  No errors.
+ */
+extern void swarm_guards_begin(const uint32 *hashes, int n, bool all);
+extern void swarm_guards_end(const uint32 *hashes, int n, bool all);
+
+/* ------------------------------------------------------------------------
+ * Prepared transactions (memory_prepared.c)
+ * ------------------------------------------------------------------------ */
+
+extern void swarm_memory_prepared_init(void);
+
+/* This transaction, which has written what hashes so, is about to be prepared. */
+extern void swarm_memory_prepare(const uint32 *hashes, int n, bool all);
+extern void swarm_memory_prepared_pre_commit(void);
+
+/* It has ended; it may have ended a prepared one.  No errors. */
+extern void swarm_memory_prepared_end_of_transaction(XactEvent event);
 
 /* ------------------------------------------------------------------------
  * The cache (memory_cache.c)

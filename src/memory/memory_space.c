@@ -174,6 +174,25 @@ swarm_memory_index(bool logged)
 }
 
 void
+swarm_space_begin_write(SwarmSpace *space)
+{
+	bool		limited;
+
+	do
+	{
+		limited = swarm_space_limited(space);
+		if (limited)
+			swarm_quota_begin(space);
+		LockRelationOid(swarm_memory_table(space->logged), RowExclusiveLock);
+
+		/*
+		 * one that was dropped meanwhile is as it was: the sweep removes what
+		 * is stored
+		 */
+	} while (swarm_space_by_id(space->id, space) && swarm_space_limited(space) && !limited);
+}
+
+void
 swarm_space_lock(int32 id, LOCKMODE mode)
 {
 	LockDatabaseObject(relation_oid("_namespace"), (Oid) id, 0, mode);

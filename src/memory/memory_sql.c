@@ -551,6 +551,7 @@ swarm_memory_increment(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("memory_increment()");
 	key = key_argument(fcinfo, 1);
 	swarm_memory_check_key(key);
+	swarm_space_begin_write(&space);
 	if (PG_ARGISNULL(2) || numeric_is_nan(PG_GETARG_NUMERIC(2)) || numeric_is_inf(PG_GETARG_NUMERIC(2)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("increment must be a finite number")));
@@ -561,8 +562,6 @@ swarm_memory_increment(PG_FUNCTION_ARGS)
 	values[3] = TimestampTzGetDatum(expires_at);
 	values[4] = TimestampTzGetDatum(now);
 	values[5] = ObjectIdGetDatum(GetUserId());
-	if (swarm_space_limited(&space))
-		swarm_quota_begin(&space);
 	swarm_spi_begin(&spi);
 	swarm_memory_run(STATEMENT_INCREMENT, space.logged, values, nulls);
 	result = swarm_spi_column(0, 1, &isnull);

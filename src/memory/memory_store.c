@@ -144,6 +144,7 @@ static HTAB *recall_plans = NULL;
 static SPIPlanPtr plan_of(SwarmMemoryStatement statement, bool logged);
 static SPIPlanPtr keep_plan(const char *sql, int nargs, const Oid *types);
 static uint64 run_plan(SPIPlanPtr plan, Datum *values, const char *nulls);
+static int64 write_by_statement(const SwarmSpace *space, const SwarmMemoryWrite *write);
 static RecallPlans *plans_of(int32 space);
 
 uint64
@@ -219,12 +220,11 @@ swarm_memory_reader_open(SwarmMemoryReader *reader, const SwarmSpace *space)
 }
 
 bool
-swarm_memory_read(SwarmMemoryReader *reader, text *key, SwarmMemoryRow *row)
+swarm_memory_find(SwarmMemoryReader *reader, const text *key)
 {
 	ScanKeyData keys[2];
 	IndexScanDesc scan;
 	bool		found;
-	bool		isnull;
 
 	if (reader->table == NULL)
 		return false;
@@ -233,29 +233,30 @@ swarm_memory_read(SwarmMemoryReader *reader, text *key, SwarmMemoryRow *row)
 	keys[1].sk_collation = C_COLLATION_OID;
 	scan = swarm_index_beginscan(reader->table, reader->index, GetActiveSnapshot(), 2, 0);
 	index_rescan(scan, keys, 2, NULL, 0);
+	/* the slot has a pin of its own */
 	found = index_getnext_slot(scan, ForwardScanDirection, reader->slot);
-	if (found)
-	{
-		TupleTableSlot *slot = reader->slot;
-
-		row->expires_at = DatumGetTimestampTz(slot_getattr(slot, MEMORY_EXPIRES_AT, &isnull));
-		row->expires = !isnull;
-		found = !row->expires || row->expires_at > swarm_now();
-	}
-	if (found)
-	{
-		TupleTableSlot *slot = reader->slot;
-
-		/* the scan's pin goes with it */
-		ExecMaterializeSlot(slot);
-		row->version = DatumGetInt64(slot_getattr(slot, MEMORY_VERSION, &isnull));
-		row->created_at = DatumGetTimestampTz(slot_getattr(slot, MEMORY_CREATED_AT, &isnull));
-		row->updated_at = DatumGetTimestampTz(slot_getattr(slot, MEMORY_UPDATED_AT, &isnull));
-		row->tags = slot_getattr(slot, MEMORY_TAGS, &isnull);
-		row->value = slot_getattr(slot, MEMORY_VALUE, &isnull);
-	}
 	index_endscan(scan);
 	return found;
+}
+
+bool
+swarm_memory_read(SwarmMemoryReader *reader, text *key, SwarmMemoryRow *row)
+{
+	TupleTableSlot *slot = reader->slot;
+	bool		isnull;
+
+	if (!swarm_memory_find(reader, key))
+		return false;
+	row->expires_at = DatumGetTimestampTz(slot_getattr(slot, MEMORY_EXPIRES_AT, &isnull));
+	row->expires = !isnull;
+	if (row->expires && row->expires_at <= swarm_now())
+		return false;
+	row->version = DatumGetInt64(slot_getattr(slot, MEMORY_VERSION, &isnull));
+	row->created_at = DatumGetTimestampTz(slot_getattr(slot, MEMORY_CREATED_AT, &isnull));
+	row->updated_at = DatumGetTimestampTz(slot_getattr(slot, MEMORY_UPDATED_AT, &isnull));
+	row->tags = slot_getattr(slot, MEMORY_TAGS, &isnull);
+	row->value = slot_getattr(slot, MEMORY_VALUE, &isnull);
+	return true;
 }
 
 void
@@ -298,62 +299,85 @@ swarm_memory_expiry(const Interval *ttl, TimestampTz now, TimestampTz *expires_a
 }
 
 int64
-swarm_memory_store_entry(const SwarmSpace *space, Oid owner, const SwarmMemoryStore *what)
+swarm_memory_store_entry(SwarmSpace *space, Oid owner, const SwarmMemoryStore *what)
 {
-	TimestampTz now = swarm_now();
-	TimestampTz expires_at = 0;
-	bool		expires = false;
 	bool		replace = what->has_expected && what->expected != 0;
+	SwarmMemoryWrite write = {0};
+	int64		version;
+
+	PreventCommandIfReadOnly("memory_store()");
+	swarm_memory_check_key(what->key);
+	swarm_space_begin_write(space);
+	write.key = what->key;
+	write.value = what->value;
+	write.tags = what->tags != (Datum) 0 ? what->tags : PointerGetDatum(construct_empty_array(TEXTOID));
+	write.size = VARSIZE_ANY_EXHDR(what->key) + VARSIZE_ANY(DatumGetPointer(what->value));
+	write.owner = owner;
+	write.now = swarm_now();
+	if (what->has_ttl)
+		write.expires = swarm_memory_expiry(&what->ttl, write.now, &write.expires_at);
+	else if (space->has_ttl)
+		write.expires = swarm_memory_expiry(&space->default_ttl, write.now, &write.expires_at);
+	if (what->has_ttl && what->keep_ttl)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("ttl and keep_ttl cannot both be given")));
+	write.keep_ttl = what->keep_ttl;
+	write.if_absent = what->if_absent || (what->has_expected && !replace);
+	write.expected = replace ? what->expected : 0;
+	/* a version that must be there is none that must be absent */
+	if (replace && what->if_absent)
+		return 0;
+
+	if (!swarm_memory_store_direct(space, &write, &version))
+		version = write_by_statement(space, &write);
+	if (version != 0 && space->recall)
+	{
+		SwarmSpi	spi;
+
+		swarm_spi_begin(&spi);
+		swarm_memory_recall(space, what->key, what->value, what->embedding);
+		swarm_spi_end(&spi);
+	}
+	return version;
+}
+
+/*
+ * write_by_statement: the new version, or 0.
+ */
+static int64
+write_by_statement(const SwarmSpace *space, const SwarmMemoryWrite *write)
+{
+	bool		replace = write->expected != 0;
 	Datum		values[MAX_ARGS];
 	char		nulls[MAX_ARGS + 1] = "         ";
 	SwarmSpi	spi;
 	int64		version = 0;
 
-	PreventCommandIfReadOnly("memory_store()");
-	swarm_memory_check_key(what->key);
-	if (what->has_ttl)
-		expires = swarm_memory_expiry(&what->ttl, now, &expires_at);
-	else if (space->has_ttl)
-		expires = swarm_memory_expiry(&space->default_ttl, now, &expires_at);
-	if (what->has_ttl && what->keep_ttl)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("ttl and keep_ttl cannot both be given")));
-	/* a version that must be there is none that must be absent */
-	if (replace && what->if_absent)
-		return 0;
-
 	values[0] = Int32GetDatum(space->id);
-	values[1] = PointerGetDatum(what->key);
-	values[2] = what->value;
-	values[3] = what->tags != (Datum) 0 ? what->tags : PointerGetDatum(construct_empty_array(TEXTOID));
-	values[4] = Int32GetDatum((int32) (VARSIZE_ANY_EXHDR(what->key) + VARSIZE_ANY(DatumGetPointer(what->value))));
-	values[5] = TimestampTzGetDatum(expires_at);
-	nulls[5] = expires ? ' ' : 'n';
-	values[6] = TimestampTzGetDatum(now);
-	values[7] = ObjectIdGetDatum(owner);
-	if (replace)
+	values[1] = PointerGetDatum(write->key);
+	values[2] = write->value;
+	values[3] = write->tags;
+	values[4] = Int32GetDatum(write->size);
+	values[5] = TimestampTzGetDatum(write->expires_at);
+	nulls[5] = write->expires ? ' ' : 'n';
+	values[6] = TimestampTzGetDatum(write->now);
+	values[7] = ObjectIdGetDatum(write->owner);
+	if (!replace)
+		values[8] = Int32GetDatum((write->if_absent ? 1 : 0) | (write->keep_ttl ? 2 : 0));
+	else
 	{
-		values[8] = Int64GetDatum(what->expected);
-		if (what->keep_ttl)
+		values[8] = Int64GetDatum(write->expected);
+		if (write->keep_ttl)
 		{
 			values[5] = TimestampTzGetDatum(DT_NOBEGIN);
 			nulls[5] = ' ';
 		}
 	}
-	else
-		values[8] = Int32GetDatum((what->if_absent || what->has_expected ? 1 : 0) |
-								  (what->keep_ttl ? 2 : 0));
-	if (swarm_space_limited(space))
-		swarm_quota_begin(space);
 	swarm_spi_begin(&spi);
 	if (swarm_memory_run(replace ? STATEMENT_REPLACE : STATEMENT_STORE, space->logged,
 						 values, nulls) > 0)
-	{
 		version = swarm_spi_int64(0, 1);
-		if (space->recall)
-			swarm_memory_recall(space, what->key, what->value, what->embedding);
-	}
 	swarm_spi_end(&spi);
 	return version;
 }

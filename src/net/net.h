@@ -135,17 +135,37 @@ extern int	swarm_net_endpoints(SwarmNetEndpoint *copies);
  * ------------------------------------------------------------------------ */
 
 /*
- * A body to send: memory or a stretch of a file.  It can be read again from
- * its start, since an attempt may be.
+ * A body to send: a stretch of memory, of blocks of memory or of a file.  It
+ * can be read again from its start, since an attempt may be.
  */
+#define SWARM_NET_BLOCK		(128 * 1024)
+
 typedef struct SwarmNetBody
 {
 	const char *memory;			/* or NULL */
+	char	  **blocks;			/* of SWARM_NET_BLOCK bytes each; or NULL */
 	int			fd;				/* or -1 */
-	int64		offset;			/* in the file */
+	int64		offset;			/* of the stretch's first byte */
 	int64		length;
 	int64		read;			/* so far, by the attempt under way */
 } SwarmNetBody;
+
+/*
+ * Where the byte at `at` of a body is, and how many follow it there, at most
+ * *length; NULL for a body in a file.
+ */
+static inline const char *
+swarm_net_body_at(const SwarmNetBody *body, int64 at, int64 *length)
+{
+	*length = Min(*length, body->length - at);
+	at += body->offset;
+	if (body->blocks != NULL)
+	{
+		*length = Min(*length, SWARM_NET_BLOCK - at % SWARM_NET_BLOCK);
+		return body->blocks[at / SWARM_NET_BLOCK] + at % SWARM_NET_BLOCK;
+	}
+	return body->memory != NULL ? body->memory + at : NULL;
+}
 
 typedef struct SwarmNetRequest SwarmNetRequest;
 
@@ -227,15 +247,19 @@ extern void swarm_net_submit(SwarmNetRequest *request);
 /* Drop what is under way; the request counts as finished, failed. */
 extern void swarm_net_cancel(SwarmNetRequest *request, const char *why);
 
+/* Is it waiting or under way? */
+extern bool swarm_net_pending(const SwarmNetRequest *request);
+
 /* End a request now, rather than with its memory context. */
 extern void swarm_net_free(SwarmNetRequest *request);
 
 /*
  * One turn: start what may start, wait until something happens or max_ms are
  * over, serve it.  Handles interrupts, so it may raise an error; must not be
- * called with a transaction open in a process that others may wait for.
+ * called with a transaction open in a process that others may wait for.  False
+ * if no socket had anything to say.
  */
-extern void swarm_net_turn(long max_ms);
+extern bool swarm_net_turn(long max_ms);
 
 /* The next request that has finished since it was submitted, or NULL. */
 extern SwarmNetRequest *swarm_net_next(void);

@@ -53,9 +53,10 @@ static void prepare(SwarmNetState *state);
 static bool start_attempt(SwarmNetState *state);
 static void refuse_attempt(SwarmNetState *state);
 static int	running_at(const SwarmNetEndpoint *endpoint);
-static void serve(void);
+static bool serve(void);
 static void collect(void);
 static void attempt_ended(SwarmNetState *state, CURLcode code);
+static const SwarmNetRule *judge(SwarmNetState *state);
 static void describe_failure(SwarmNetState *state);
 static void settle(SwarmNetState *state, const SwarmNetRule *rule);
 static void finish(SwarmNetState *state, bool succeeded);
@@ -225,6 +226,13 @@ swarm_net_cancel(SwarmNetRequest *request, const char *why)
 	finish(state, false);
 }
 
+bool
+swarm_net_pending(const SwarmNetRequest *request)
+{
+	return !request->finished && request->net->request != NULL &&
+		(request->net->listed || request->net->easy != NULL);
+}
+
 SwarmNetRequest *
 swarm_net_next(void)
 {
@@ -252,9 +260,10 @@ swarm_net_perform(SwarmNetRequest *request)
  * A turn
  * ------------------------------------------------------------------------ */
 
-void
+bool
 swarm_net_turn(long max_ms)
 {
+	bool		events;
 	int64		now = swarm_net_ms();
 	int64		wake;
 	int			rc;
@@ -270,9 +279,10 @@ swarm_net_turn(long max_ms)
 	if (rc & WL_LATCH_SET)
 		ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
-	serve();
+	events = serve();
 	collect();
 	SWARM_FAULT("net.turn");
+	return events;
 }
 
 /*
@@ -422,8 +432,11 @@ refuse_attempt(SwarmNetState *state)
 	dlist_push_tail(&engine.waiting, &state->node);
 }
 
-/* serve: let curl do what its sockets and its timer ask for. */
-static void
+/*
+ * serve: let curl do what its sockets and its timer ask for.  False if no
+ * socket did.
+ */
+static bool
 serve(void)
 {
 	struct epoll_event events[EVENTS];
@@ -450,6 +463,7 @@ serve(void)
 		curl_multi_socket_action(engine.multi, CURL_SOCKET_TIMEOUT, 0, &still);
 	}
 	WITHOUT_SIGNALS_END();
+	return n > 0;
 }
 
 static int
@@ -501,6 +515,25 @@ collect(void)
 	}
 }
 
+/* judge: an error leaves nothing counted. */
+static const SwarmNetRule *
+judge(SwarmNetState *state)
+{
+	const SwarmNetRule *volatile rule = NULL;
+
+	PG_TRY();
+	{
+		rule = swarm_net_rule_of(state->request);
+	}
+	PG_CATCH();
+	{
+		swarm_breaker_dropped(state->request->endpoint, state->probing);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	return rule;
+}
+
 static void
 attempt_ended(SwarmNetState *state, CURLcode code)
 {
@@ -545,7 +578,7 @@ attempt_ended(SwarmNetState *state, CURLcode code)
 	old = MemoryContextSwitchTo(state->attempt);
 	if (request->curl_code != CURLE_OK)
 		describe_failure(state);
-	rule = swarm_net_rule_of(request);
+	rule = judge(state);
 	swarm_breaker_ended(request, rule->verdict, rule->harms, state->probing);
 	state->probing = false;
 	settle(state, rule);

@@ -206,10 +206,16 @@ read_body(char *buffer, size_t size, size_t n, void *arg)
 
 	if (want <= 0)
 		return 0;
-	if (body->memory != NULL)
+	if (body->fd < 0)
 	{
-		memcpy(buffer, body->memory + body->read, want);
-		got = want;
+		for (got = 0; got < want;)
+		{
+			int64		length = want - got;
+			const char *piece = swarm_net_body_at(body, body->read + got, &length);
+
+			memcpy(buffer + got, piece, length);
+			got += length;
+		}
 	}
 	else
 	{

@@ -32,6 +32,7 @@ swarm_query_run_command(SwarmQuerySlot *slot)
 	SwarmMailbox *mail = NULL;
 	const char *sqlstate = "00000";
 	char	   *command = NULL;
+	bool		stopped = false;
 	StringInfoData result;
 
 	MemoryContextSwitchTo(context);
@@ -78,7 +79,8 @@ swarm_query_run_command(SwarmQuerySlot *slot)
 	}
 
 	LWLockAcquire(swarm_query_lock, LW_EXCLUSIVE);
-	pg_atomic_fetch_and_u32(&slot->request, ~SWARM_REQ_COMMAND);
+	stopped = (pg_atomic_fetch_and_u32(&slot->request, ~SWARM_REQ_COMMAND) & SWARM_REQ_STOP) != 0 &&
+		strcmp(sqlstate, "57014") == 0;
 	if (mail != NULL)
 	{
 		slot->mailbox = -1;
@@ -93,7 +95,14 @@ swarm_query_run_command(SwarmQuerySlot *slot)
 	MemoryContextSwitchTo(caller);
 	MemoryContextDelete(context);
 
-	/* who cancels now means the statement, as long as that was not eaten */
+	/*
+	 * Who cancels while a command runs means the command; but if that was to
+	 * terminate the query, the command has eaten it.
+	 */
+	if (stopped)
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("canceling statement due to user request")));
 	CHECK_FOR_INTERRUPTS();
 }
 

@@ -98,6 +98,7 @@ swarm_query_action(PG_FUNCTION_ARGS)
 		PreventCommandDuringRecovery("query_control()");
 		swarm_require_preload("controlling a query");
 		swarm_query_get(PG_GETARG_INT64(1), false, &request.row);
+		swarm_query_check_control(&request.row, actions[i].act == act_command);
 		answer = actions[i].act(&request);
 		if (answer == NULL)
 			PG_RETURN_NULL();

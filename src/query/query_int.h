@@ -131,6 +131,10 @@ typedef struct SwarmQuerySlot
 	TimestampTz resumed_at;
 	int64		paused_us;		/* of all pauses that are over */
 	int			pauses;
+
+	/* how many events it may tell now, and since when that is so */
+	double		tokens;
+	TimestampTz tokens_at;
 } SwarmQuerySlot;
 
 /* A command on its way, and its result. */
@@ -148,6 +152,7 @@ typedef struct SwarmMailbox
 typedef struct SwarmQueryNews
 {
 	uint64		number;			/* 0 = free */
+	int			place;			/* in shared memory */
 	Oid			database;
 	Oid			actor;
 	int64		query;
@@ -186,8 +191,13 @@ extern void swarm_query_detach(const char *news);
 extern SwarmQuerySlot *swarm_query_find(int64 query);
 extern SwarmQueryState swarm_query_live_state(SwarmQuerySlot *slot);
 
-/* Is there one, or news of it that is not written down?  Takes the lock. */
+/*
+ * Is there one, or news of it that is not written down?  All of this database,
+ * in order, in memory of the caller.  Both take the lock.
+ */
 extern bool swarm_query_is_live(int64 query);
+extern int	swarm_query_live_ids(int64 **ids);
+extern bool swarm_query_is_among(int64 query, const int64 *ids, int n);
 extern int	swarm_query_slot_number(const SwarmQuerySlot *slot);
 
 /* Request something, with the lock held: bits, latch, and the signal. */
@@ -205,9 +215,13 @@ extern void swarm_query_tell(SwarmQuerySlot *slot, SwarmQueryEvent event,
 							 SwarmQueryState from, SwarmQueryState to,
 							 const char *detail);
 
-/* Copy the news of this database, oldest first; forget them at commit. */
+/*
+ * Copy the news of this database, oldest first; forget, at commit, those that
+ * are written down.  The number of the newest, 0 if there are none.
+ */
 extern int	swarm_query_take_news(SwarmQueryNews **news);
-extern bool swarm_query_news_waiting(void);
+extern void swarm_query_forget_news(const SwarmQueryNews *news, int n);
+extern uint64 swarm_query_newest_news(void);
 
 /* query_control_sql.c: a rule acts, which may leave a command behind */
 extern bool swarm_query_may_post;
@@ -274,7 +288,13 @@ typedef struct SwarmQueryRow
  * 42704 unless it is there and the caller is a member of the owner.
  */
 extern bool swarm_query_fetch(int64 id, bool lock, SwarmQueryRow *row);
+
+/* Lock the row without waiting; false if somebody else has it locked. */
+extern bool swarm_query_try_lock(int64 id);
 extern void swarm_query_get(int64 id, bool lock, SwarmQueryRow *row);
+
+/* May the current role control the query of `row` (`as_owner`: act as its owner)?  Raises 42501. */
+extern void swarm_query_check_control(const SwarmQueryRow *row, bool as_owner);
 
 /* An edge: the row's new state, an event, NOTIFY, who waits at commit. */
 extern void swarm_query_prune(TimestampTz before);
@@ -297,8 +317,7 @@ extern char *swarm_query_resolve_model(const char *name);
 
 /* query_watch.c, query_rule.c: the scheduler's part. */
 extern void swarm_query_watch_init(void);
-extern TimestampTz swarm_rule_due(void);
-extern void swarm_rule_tick(void);
+extern void swarm_rule_init(void);
 
 /* Settings. */
 extern bool swarm_query_control;

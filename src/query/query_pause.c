@@ -70,6 +70,7 @@ static void leave_hold(bool interrupted);
 static bool safe_here(void);
 static uint32 wanted(void);
 static void make_read_only(void);
+static void join_in(void);
 static void start(QueryDesc *desc, int flags);
 static bool collect(PlanState *node, void *frame);
 static void end_frame(void *arg);
@@ -321,12 +322,13 @@ hold(const char *where)
 		held = false;
 		if (entered)
 			leave_hold(!normal);
+		/* also after an error, which the statement may catch and go on */
+		if (timeout)
+			enable_timeout_after(STATEMENT_TIMEOUT, (int) Min(Max(left / 1000, 1), INT_MAX));
 		if (wanted() != 0)
 			arm();				/* asked again while the signal was ignored */
 	}
 	PG_END_TRY();
-	if (timeout)
-		enable_timeout_after(STATEMENT_TIMEOUT, (int) Min(Max(left / 1000, 1), INT_MAX));
 }
 
 /*
@@ -406,6 +408,30 @@ make_read_only(void)
  * ------------------------------------------------------------------------ */
 
 /*
+ * join_in: a process becomes that of a query: a parallel worker as its leader
+ * is one, a session by pg_swarm.query_control.  The scheduler shall give that
+ * an id.  It belongs to who has logged in: what SET ROLE gives comes and goes.
+ */
+static void
+join_in(void)
+{
+	if (swarm_query_me != NULL && swarm_query_me->ended && top == NULL && utility == NULL)
+		swarm_query_detach(NULL);
+	if (swarm_query_me != NULL || swarm_query_slots() == 0)
+		return;
+	if (IsParallelWorker())
+	{
+		if (MyProc->lockGroupLeader != NULL)
+			swarm_query_attach_worker(swarm_proc_number(MyProc->lockGroupLeader));
+	}
+	else if (swarm_query_control && MyBackendType == B_BACKEND && !RecoveryInProgress())
+	{
+		swarm_query_attach(0, SWARM_KIND_SESSION, MyProc->roleId, false);
+		swarm_query_wake_scheduler(MyDatabaseId);
+	}
+}
+
+/*
  * start: ExecutorStart_hook.
  */
 static void
@@ -415,25 +441,7 @@ start(QueryDesc *desc, int flags)
 	MemoryContext old;
 	ListCell   *lc;
 
-	if (swarm_query_me != NULL && swarm_query_me->ended && top == NULL && utility == NULL)
-		swarm_query_detach(NULL);
-	if (swarm_query_me == NULL && swarm_query_slots() > 0)
-	{
-		if (IsParallelWorker())
-		{
-			if (MyProc->lockGroupLeader != NULL)
-				swarm_query_attach_worker(swarm_proc_number(MyProc->lockGroupLeader));
-		}
-		else if (swarm_query_control && MyBackendType == B_BACKEND && !RecoveryInProgress())
-		{
-			/*
-			 * A session that the scheduler shall give an id.  It belongs to
-			 * who has logged in: what SET ROLE gives comes and goes.
-			 */
-			swarm_query_attach(0, SWARM_KIND_SESSION, MyProc->roleId, false);
-			swarm_query_wake_scheduler(MyDatabaseId);
-		}
-	}
+	join_in();
 	if (swarm_query_me != NULL)
 		make_read_only();
 	if (previous_start)
@@ -510,6 +518,7 @@ run_utility(PlannedStmt *stmt, const char *text, bool read_only_tree,
 	ProcessUtility_hook_type next = previous_utility ? previous_utility : standard_ProcessUtility;
 	const char *outer = utility;
 
+	join_in();					/* DO may run for long without any plan */
 	if (swarm_query_me == NULL)
 	{
 		next(stmt, text, read_only_tree, context, params, env, dest, qc);

@@ -24,6 +24,7 @@
 #include "base/export.h"
 #include "base/spi.h"
 #include "query/query_int.h"
+#include "worker/worker.h"
 
 #define CONDITION_MS	1000
 
@@ -34,32 +35,54 @@ typedef struct Rule
 	char	   *condition;
 	char	   *action;
 	Datum		params;			/* jsonb */
+
+	/* what has come of it this time */
+	int64		acted;
+	int64		failed;
+	char	   *error;
 } Rule;
 
 static int	load_rules(bool on_demand, Rule **rules);
-static int	apply(const Rule *rules, int n, int64 only);
-static bool matches(const Rule *rule, int64 only, int64 **ids, int *n);
-static bool act(const Rule *rule, int64 id);
-static bool guarded(const Rule *rule, int64 id, int64 **ids, int *n);
+static TimestampTz due(void);
+static void tick(void);
+static int	apply(Rule *rules, int n, int64 only);
+static bool matches(Rule *rule, int64 only, int64 **ids, int *n);
+static bool act(Rule *rule, int64 id);
+static bool guarded(Rule *rule, int64 id, int64 **ids, int *n);
 static void ask_condition(const Rule *rule, int64 only, MemoryContext context, int64 **ids, int *n);
 static void do_action(const Rule *rule, int64 id);
-static void note(const Rule *rule, const char *error);
+static void note(const Rule *rules, int n);
 static bool contains(const int64 *ids, int n, int64 id);
 
 static TimestampTz next_tick = DT_NOEND;
+static uint32 seen = 0;			/* changes of rows that we have looked at */
 
-TimestampTz
-swarm_rule_due(void)
+/* A step of its own: what fails here does not keep news from being written. */
+static SwarmStep step = {
+	.name = "rules",
+	.due = due,
+	.run = tick
+};
+
+void
+swarm_rule_init(void)
 {
-	return next_tick;
+	swarm_step_register(&step);
+}
+
+static TimestampTz
+due(void)
+{
+	if (swarm_query_slots() == 0)
+		return DT_NOEND;
+	return seen != swarm_query_watch_count() ? 0 : next_tick;
 }
 
 /*
- * swarm_rule_tick: called whenever the scheduler looks at queries; acts when
- * the period of swarm._optimizer is over.
+ * tick: acts when the period of swarm._optimizer is over.
  */
-void
-swarm_rule_tick(void)
+static void
+tick(void)
 {
 	SwarmSpi	spi;
 	TimestampTz now = swarm_now();
@@ -68,6 +91,9 @@ swarm_rule_tick(void)
 	Rule	   *rules;
 	int			n;
 
+	seen = swarm_query_watch_count();
+	(void) set_config_option("lock_timeout", "200ms", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
 	swarm_spi_begin(&spi);
 	if (swarm_spi_query("SELECT enabled, (extract(epoch FROM period) * 1000000)::bigint FROM swarm._optimizer",
 						0, NULL, NULL, NULL) > 0)
@@ -104,6 +130,7 @@ swarm_query_optimize(PG_FUNCTION_ARGS)
 	int			acted;
 
 	swarm_query_get(PG_GETARG_INT64(0), false, &row);
+	swarm_query_check_control(&row, false);
 	(void) swarm_query_require(row.state, SWARM_QUERY_OPTIMIZE, row.id);
 	n = load_rules(true, &rules);
 	acted = apply(rules, n, row.id);
@@ -148,7 +175,7 @@ load_rules(bool on_demand, Rule **rules)
  * has acted, -1 if none.
  */
 static int
-apply(const Rule *rules, int n, int64 only)
+apply(Rule *rules, int n, int64 only)
 {
 	int64	   *done = NULL;
 	int			ndone = 0;
@@ -170,6 +197,7 @@ apply(const Rule *rules, int n, int64 only)
 			last = i;
 		}
 	}
+	note(rules, n);
 	return last;
 }
 
@@ -186,7 +214,7 @@ contains(const int64 *ids, int n, int64 id)
 
 /* matches: false if the condition fails. */
 static bool
-matches(const Rule *rule, int64 only, int64 **ids, int *n)
+matches(Rule *rule, int64 only, int64 **ids, int *n)
 {
 	*ids = NULL;
 	*n = 0;
@@ -194,7 +222,7 @@ matches(const Rule *rule, int64 only, int64 **ids, int *n)
 }
 
 static bool
-act(const Rule *rule, int64 id)
+act(Rule *rule, int64 id)
 {
 	SwarmQueryRow row;
 
@@ -203,7 +231,7 @@ act(const Rule *rule, int64 id)
 	if (swarm_query_fetch(id, false, &row))
 		swarm_query_log(id, swarm_now(), rule->owner, SWARM_QUERY_OPTIMIZE, row.state, row.state,
 						rule->name);
-	note(rule, NULL);
+	rule->acted++;
 	return true;
 }
 
@@ -212,7 +240,7 @@ act(const Rule *rule, int64 id)
  * the owner of the rule.  False if it failed; that is noted.
  */
 static bool
-guarded(const Rule *rule, int64 id, int64 **ids, int *n)
+guarded(Rule *rule, int64 id, int64 **ids, int *n)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -275,7 +303,10 @@ guarded(const Rule *rule, int64 id, int64 **ids, int *n)
 	SetUserIdAndSecContext(user, sec_context);
 	AtEOXact_GUC(false, guc_level);
 	if (error != NULL)
-		note(rule, error);
+	{
+		rule->failed++;
+		rule->error = error;
+	}
 	return error == NULL;
 }
 
@@ -315,21 +346,32 @@ do_action(const Rule *rule, int64 id)
 	SPI_finish();
 }
 
-/* note: in the rule's row, that it has acted, or why not. */
+/*
+ * note: that they have acted, or why not.  In a table of its own, whose locks
+ * keep nobody from switching rules off, and only where nobody else is at it.
+ */
 static void
-note(const Rule *rule, const char *error)
+note(const Rule *rules, int n)
 {
 	SwarmSpi	spi;
-	Oid			types[] = {TEXTOID, TEXTOID};
-	Datum		values[] = {CStringGetTextDatum(rule->name),
-	error ? CStringGetTextDatum(error) : (Datum) 0};
+	Oid			types[] = {TEXTOID, INT8OID, INT8OID, TEXTOID};
 
-	swarm_spi_begin(&spi);
-	swarm_spi_execute("UPDATE swarm._rule SET acted = acted + ($2 IS NULL)::int, failed = failed + ($2 IS NOT NULL)::int, "
-					  "acted_at = CASE WHEN $2 IS NULL THEN swarm._now() ELSE acted_at END, "
-					  "error = coalesce($2, error) WHERE name = $1",
-					  2, types, values, error ? "  " : " n");
-	swarm_spi_end(&spi);
+	for (int i = 0; i < n; i++)
+	{
+		Datum		values[] = {CStringGetTextDatum(rules[i].name), Int64GetDatum(rules[i].acted),
+			Int64GetDatum(rules[i].failed),
+		rules[i].error ? CStringGetTextDatum(rules[i].error) : (Datum) 0};
+
+		if (rules[i].acted == 0 && rules[i].failed == 0)
+			continue;
+		swarm_spi_begin(&spi);
+		swarm_spi_execute("UPDATE swarm._rule_use SET acted = acted + $2, failed = failed + $3, "
+						  "acted_at = CASE WHEN $2 > 0 THEN swarm._now() ELSE acted_at END, "
+						  "error = coalesce($4, error) "
+						  "WHERE name = (SELECT name FROM swarm._rule_use WHERE name = $1 FOR UPDATE SKIP LOCKED)",
+						  4, types, values, rules[i].error ? "    " : "   n");
+		swarm_spi_end(&spi);
+	}
 }
 
 /*

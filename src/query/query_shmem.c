@@ -27,6 +27,9 @@
 
 #define NEWS			2048
 #define WAIT_BUCKETS	64
+#define EVENTS_BURST	200		/* events of one query that are written in a
+								 * row */
+#define EVENTS_RATE		100		/* and a second after that */
 
 typedef struct QueryShared
 {
@@ -40,11 +43,16 @@ typedef struct QueryShared
 	SwarmQuerySlot slots[FLEXIBLE_ARRAY_MEMBER];
 } QueryShared;
 
-typedef struct NewsTaken
+/* News that a transaction has written down. */
+typedef struct NewsWritten
 {
-	Oid			database;
-	uint64		newest;
-} NewsTaken;
+	int			n;
+	struct
+	{
+		int			place;
+		uint64		number;
+	}			which[FLEXIBLE_ARRAY_MEMBER];
+} NewsWritten;
 
 LWLock	   *swarm_query_lock = NULL;
 SwarmQuerySlot *swarm_query_me = NULL;
@@ -58,6 +66,8 @@ static void leave_at_exit(int code, Datum arg);
 static SwarmSteer steer(int64 query);
 static void ring_waiters(void *item);
 static void ring_watch(void *item);
+static bool may_tell(SwarmQuerySlot *slot, SwarmQueryEvent event);
+static int	compare_ids(const void *a, const void *b);
 static void forget_news(void *item);
 
 static SwarmShmemPiece piece = {
@@ -185,7 +195,13 @@ attach(int64 query, SwarmQueryKind kind, Oid owner, int leader, bool read_only)
 	slot->paused_at = slot->resumed_at = 0;
 	slot->paused_us = 0;
 	slot->pauses = 0;
-	pg_atomic_write_u32(&slot->request, 0);
+	slot->tokens = EVENTS_BURST;
+	slot->tokens_at = slot->started_at;
+
+	/* a worker that comes while its leader is held waits like the others */
+	pg_atomic_write_u32(&slot->request,
+						leader >= 0 && shared->slots[leader].pid != 0 &&
+						shared->slots[leader].state == SWARM_QUERY_PAUSED ? SWARM_REQ_HOLD : 0);
 	slot->pid = MyProcPid;
 	LWLockRelease(swarm_query_lock);
 	swarm_query_me = slot;
@@ -200,10 +216,12 @@ void
 swarm_query_detach(const char *news)
 {
 	SwarmQuerySlot *slot = swarm_query_me;
+	bool		is_worker;
 
 	if (slot == NULL)
 		return;
 	LWLockAcquire(swarm_query_lock, LW_EXCLUSIVE);
+	is_worker = slot->leader >= 0;
 	if (news != NULL && slot->query != 0 && slot->leader < 0)
 	{
 		if (slot->kind == SWARM_KIND_SESSION && slot->state == SWARM_QUERY_RUNNING)
@@ -230,6 +248,9 @@ swarm_query_detach(const char *news)
 	LWLockRelease(swarm_query_lock);
 	swarm_query_me = NULL;
 	ConditionVariableBroadcast(&slot->changed);
+	if (is_worker)
+		return;
+	pg_atomic_fetch_add_u32(&shared->watch, 1); /* is its row closed? */
 	swarm_query_wake_scheduler(MyDatabaseId);
 }
 
@@ -264,15 +285,54 @@ swarm_query_live_state(SwarmQuerySlot *slot)
 bool
 swarm_query_is_live(int64 query)
 {
-	bool		live;
+	int64	   *ids;
+	int			n = swarm_query_live_ids(&ids);
+	bool		live = swarm_query_is_among(query, ids, n);
 
-	LWLockAcquire(swarm_query_lock, LW_SHARED);
-	live = swarm_query_find(query) != NULL;
-	for (int i = 0; i < NEWS && !live && pg_atomic_read_u32(&shared->news_waiting) > 0; i++)
-		live = shared->news[i].number != 0 && shared->news[i].query == query &&
-			shared->news[i].database == MyDatabaseId;
-	LWLockRelease(swarm_query_lock);
+	pfree(ids);
 	return live;
+}
+
+int
+swarm_query_live_ids(int64 **ids)
+{
+	int			n = 0;
+
+	*ids = palloc((swarm_query_slots() + NEWS) * sizeof(int64));
+	if (shared == NULL)
+		return 0;
+	LWLockAcquire(swarm_query_lock, LW_SHARED);
+	for (int i = 0; i < swarm_query_slots(); i++)
+	{
+		SwarmQuerySlot *slot = &shared->slots[i];
+
+		if (slot->pid != 0 && slot->query != 0 && slot->leader < 0 && !slot->ended &&
+			slot->database == MyDatabaseId)
+			(*ids)[n++] = slot->query;
+	}
+	for (int i = 0; i < NEWS && pg_atomic_read_u32(&shared->news_waiting) > 0; i++)
+	{
+		if (shared->news[i].number != 0 && shared->news[i].database == MyDatabaseId)
+			(*ids)[n++] = shared->news[i].query;
+	}
+	LWLockRelease(swarm_query_lock);
+	qsort(*ids, n, sizeof(int64), compare_ids);
+	return n;
+}
+
+bool
+swarm_query_is_among(int64 query, const int64 *ids, int n)
+{
+	return bsearch(&query, ids, n, sizeof(int64), compare_ids) != NULL;
+}
+
+static int
+compare_ids(const void *a, const void *b)
+{
+	int64		x = *(const int64 *) a;
+	int64		y = *(const int64 *) b;
+
+	return x < y ? -1 : x > y;
 }
 
 /* steer: see base/steer.h. */
@@ -387,14 +447,17 @@ swarm_query_tell(SwarmQuerySlot *slot, SwarmQueryEvent event, SwarmQueryState fr
 
 	if (slot->ended || slot->query == 0)
 		return;
-	if (pg_atomic_read_u32(&shared->news_waiting) < NEWS)
+	if (may_tell(slot, event) && pg_atomic_read_u32(&shared->news_waiting) < NEWS)
 	{
 		for (int i = 0; i < NEWS && news == NULL; i++)
 		{
-			SwarmQueryNews *n = &shared->news[(shared->news_number + i) % NEWS];
+			int			place = (shared->news_number + i) % NEWS;
 
-			if (n->number == 0)
-				news = n;
+			if (shared->news[place].number == 0)
+			{
+				news = &shared->news[place];
+				news->place = place;
+			}
 		}
 	}
 	if (news == NULL)
@@ -416,6 +479,28 @@ swarm_query_tell(SwarmQuerySlot *slot, SwarmQueryEvent event, SwarmQueryState fr
 	pg_atomic_fetch_add_u32(&shared->news_waiting, 1);
 }
 
+/*
+ * may_tell: a query that is paused and resumed in a loop must not drown what
+ * others tell, nor keep the scheduler busy: a token bucket for what is only
+ * history.  How it ends is always told.
+ */
+static bool
+may_tell(SwarmQuerySlot *slot, SwarmQueryEvent event)
+{
+	TimestampTz now = swarm_now();
+
+	if (event != SWARM_QUERY_PAUSE && event != SWARM_QUERY_RESUME && event != SWARM_QUERY_COMMAND)
+		return true;
+	if (now > slot->tokens_at)
+		slot->tokens = Min(slot->tokens + (now - slot->tokens_at) * (EVENTS_RATE / (double) USECS_PER_SEC),
+						   EVENTS_BURST);
+	slot->tokens_at = now;
+	if (slot->tokens < 1)
+		return false;
+	slot->tokens -= 1;
+	return true;
+}
+
 static int
 compare_news(const void *a, const void *b)
 {
@@ -428,12 +513,11 @@ compare_news(const void *a, const void *b)
 int
 swarm_query_take_news(SwarmQueryNews **result)
 {
-	NewsTaken	taken = {MyDatabaseId, 0};
 	SwarmQueryNews *news;
 	int			n = 0;
 
 	*result = NULL;
-	if (!swarm_query_news_waiting())
+	if (swarm_query_newest_news() == 0)
 		return 0;
 	news = palloc(NEWS * sizeof(SwarmQueryNews));
 	LWLockAcquire(swarm_query_lock, LW_SHARED);
@@ -445,25 +529,38 @@ swarm_query_take_news(SwarmQueryNews **result)
 	LWLockRelease(swarm_query_lock);
 	qsort(news, n, sizeof(SwarmQueryNews), compare_news);
 	*result = news;
-	if (n > 0)
-	{
-		taken.newest = news[n - 1].number;
-		swarm_doorbell_add(forget_news, NULL, &taken, sizeof(taken));
-	}
 	return n;
+}
+
+void
+swarm_query_forget_news(const SwarmQueryNews *news, int n)
+{
+	Size		size = offsetof(NewsWritten, which) + n * sizeof(((NewsWritten *) NULL)->which[0]);
+	NewsWritten *written;
+
+	if (n == 0)
+		return;
+	written = palloc(size);
+	written->n = n;
+	for (int i = 0; i < n; i++)
+	{
+		written->which[i].place = news[i].place;
+		written->which[i].number = news[i].number;
+	}
+	swarm_doorbell_add(forget_news, NULL, written, size);
 }
 
 static void
 forget_news(void *item)
 {
-	NewsTaken  *taken = item;
+	NewsWritten *written = item;
 
 	LWLockAcquire(swarm_query_lock, LW_EXCLUSIVE);
-	for (int i = 0; i < NEWS; i++)
+	for (int i = 0; i < written->n; i++)
 	{
-		SwarmQueryNews *n = &shared->news[i];
+		SwarmQueryNews *n = &shared->news[written->which[i].place];
 
-		if (n->number != 0 && n->number <= taken->newest && n->database == taken->database)
+		if (n->number == written->which[i].number)
 		{
 			n->number = 0;
 			pg_atomic_fetch_sub_u32(&shared->news_waiting, 1);
@@ -472,10 +569,21 @@ forget_news(void *item)
 	LWLockRelease(swarm_query_lock);
 }
 
-bool
-swarm_query_news_waiting(void)
+uint64
+swarm_query_newest_news(void)
 {
-	return shared != NULL && pg_atomic_read_u32(&shared->news_waiting) > 0;
+	uint64		newest = 0;
+
+	if (shared == NULL || pg_atomic_read_u32(&shared->news_waiting) == 0)
+		return 0;
+	LWLockAcquire(swarm_query_lock, LW_SHARED);
+	for (int i = 0; i < NEWS; i++)
+	{
+		if (shared->news[i].number > newest && shared->news[i].database == MyDatabaseId)
+			newest = shared->news[i].number;
+	}
+	LWLockRelease(swarm_query_lock);
+	return newest;
 }
 
 int64

@@ -324,3 +324,13 @@ swarm_query_live(PG_FUNCTION_ARGS)
 	}
 	return (Datum) 0;
 }
+
+/*
+ * swarm._query_events_dropped() returns bigint
+ */
+SWARM_FUNCTION(swarm_query_events_dropped);
+Datum
+swarm_query_events_dropped(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(swarm_query_news_lost());
+}

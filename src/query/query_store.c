@@ -60,6 +60,23 @@ swarm_query_fetch(int64 id, bool lock, SwarmQueryRow *row)
 	return found;
 }
 
+bool
+swarm_query_try_lock(int64 id)
+{
+	SwarmSpi	spi;
+	Oid			types[] = {INT8OID};
+	Datum		values[] = {Int64GetDatum(id)};
+	bool		locked;
+
+	swarm_spi_begin(&spi);
+	swarm_spi_execute("SELECT EXISTS (SELECT FROM swarm._query WHERE id = $1) AND NOT EXISTS "
+					  "(SELECT FROM (SELECT FROM swarm._query WHERE id = $1 FOR UPDATE SKIP LOCKED) l)",
+					  1, types, values, NULL);
+	locked = swarm_spi_bool(0, 1);
+	swarm_spi_end(&spi);
+	return !locked;
+}
+
 void
 swarm_query_get(int64 id, bool lock, SwarmQueryRow *row)
 {
@@ -68,6 +85,28 @@ swarm_query_get(int64 id, bool lock, SwarmQueryRow *row)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("query " INT64_FORMAT " does not exist", id)));
+}
+
+/*
+ * swarm_query_check_control: as pg_cancel_backend() has it, what a superuser
+ * runs is for superusers; and a command in a query does what its owner may, so
+ * it takes the right to become the owner.
+ */
+void
+swarm_query_check_control(const SwarmQueryRow *row, bool as_owner)
+{
+	if (superuser())
+		return;
+	if (superuser_arg(row->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to control query " INT64_FORMAT, row->id),
+				 errdetail("Only superusers control what a superuser runs.")));
+	if (as_owner && !swarm_may_become(GetUserId(), row->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to execute a command in query " INT64_FORMAT, row->id),
+				 errdetail("This takes the right to SET ROLE to its owner.")));
 }
 
 /*

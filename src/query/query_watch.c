@@ -24,12 +24,14 @@
 #include "worker/worker.h"
 
 #define LOOK_EVERY_US	(2 * USECS_PER_SEC)
+#define RETRY_US		USECS_PER_SEC	/* news of a row that was locked */
 
 static TimestampTz due(void);
 static TimestampTz slots_due(bool *unnamed);
 static void watch(void);
+static void write_all_news(void);
 static void write_news(const SwarmQueryNews *news);
-static void name_sessions(void);
+static bool name_sessions(void);
 static void end_pauses(void);
 static void end_obstinate(void);
 static void end_process(int pid, TimestampTz asked);
@@ -38,6 +40,8 @@ static void close_lost(void);
 static uint32 seen = 0;			/* changes of rows that we have looked at */
 static int64 open_rows = -1;	/* queries that have not ended; -1 = look */
 static TimestampTz next_look = 0;
+static uint64 newest_seen = 0;	/* of the news */
+static TimestampTz retry_at = 0;	/* for those put aside */
 
 static SwarmStep step = {
 	.name = "queries",
@@ -49,26 +53,31 @@ void
 swarm_query_watch_init(void)
 {
 	swarm_step_register(&step);
+	swarm_rule_init();
 }
 
 /*
  * due: when there is something to do.  With no query that could end without
- * us, and no rule to look at, never.
+ * us, never.
  */
 static TimestampTz
 due(void)
 {
 	bool		unnamed = false;
 	TimestampTz when;
+	uint64		newest;
 
 	if (swarm_query_slots() == 0)
 		return DT_NOEND;
 	when = slots_due(&unnamed);
-	if (unnamed || swarm_query_news_waiting() || seen != swarm_query_watch_count())
+	newest = swarm_query_newest_news();
+	if (unnamed || newest > newest_seen || seen != swarm_query_watch_count())
 		return 0;
+	if (newest != 0)
+		when = Min(when, retry_at);
 	if (open_rows != 0)
 		when = Min(when, next_look);
-	return Min(when, swarm_rule_due());
+	return when;
 }
 
 static TimestampTz
@@ -99,26 +108,61 @@ slots_due(bool *unnamed)
 static void
 watch(void)
 {
-	SwarmQueryNews *news;
-	int			n;
+	uint32		changes = swarm_query_watch_count();
+	bool		look = changes != seen || open_rows <= 0 || next_look <= swarm_now();
 
-	seen = swarm_query_watch_count();
 	end_pauses();
 	end_obstinate();
 
-	/*
-	 * whoever changes a query in a long transaction must not stop the
-	 * scheduler
-	 */
+	/* whoever locks our tables for long must not stop the scheduler */
 	(void) set_config_option("lock_timeout", "200ms", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);
-	name_sessions();
-	n = swarm_query_take_news(&news);
+	look |= name_sessions();
+	write_all_news();
+	if (look)
+	{
+		next_look = swarm_now() + LOOK_EVERY_US;
+		close_lost();
+	}
+	seen = changes;				/* not if something has failed */
+}
+
+/*
+ * write_all_news: in their order.  Those of a query whose row somebody has
+ * locked are put aside: one long transaction must not hold up the others.
+ */
+static void
+write_all_news(void)
+{
+	SwarmQueryNews *news;
+	int			n = swarm_query_take_news(&news);
+	int			written = 0;
+	List	   *aside = NIL;
+	uint64		newest = n > 0 ? news[n - 1].number : newest_seen;
+
 	for (int i = 0; i < n; i++)
+	{
+		bool		locked = false;
+		ListCell   *lc;
+
+		foreach(lc, aside)
+			locked |= *(int64 *) lfirst(lc) == news[i].query;
+		if (!locked && !swarm_query_try_lock(news[i].query))
+		{
+			int64	   *query = palloc(sizeof(int64));
+
+			*query = news[i].query;
+			aside = lappend(aside, query);
+			locked = true;
+		}
+		if (locked)
+			continue;
 		write_news(&news[i]);
-	next_look = swarm_now() + LOOK_EVERY_US;
-	close_lost();
-	swarm_rule_tick();
+		news[written++] = news[i];
+	}
+	swarm_query_forget_news(news, written);
+	newest_seen = newest;
+	retry_at = swarm_now() + RETRY_US;
 }
 
 /*
@@ -160,11 +204,13 @@ write_news(const SwarmQueryNews *news)
 /*
  * name_sessions: rows for those that pg_swarm.query_control has registered.
  * The id is told before the commit; should that fail, the row is missing, and
- * the session goes on without being a query.
+ * the session goes on without being a query.  True if there were any.
  */
-static void
+static bool
 name_sessions(void)
 {
+	bool		any = false;
+
 	for (int i = 0; i < swarm_query_slots(); i++)
 	{
 		SwarmQuerySlot *slot = swarm_query_slot(i);
@@ -199,7 +245,9 @@ name_sessions(void)
 							 "pg_swarm.query_control");
 		}
 		LWLockRelease(swarm_query_lock);
+		any = true;
 	}
+	return any;
 }
 
 /*
@@ -284,12 +332,12 @@ close_lost(void)
 	SwarmQueryRow *rows;
 	char	  **errors;
 	bool	   *cancelled;
+	int64	   *live;
+	int			nlive;
 	int64		kept = 0;
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext old;
 
-	if (open_rows == 0 && !swarm_query_news_waiting())
-		open_rows = -1;			/* we are here as something has changed */
 	swarm_spi_begin(&spi);
 	n = swarm_spi_query("SELECT q.id, q.state::text, q.owner::oid, "
 						"coalesce(q.metadata->>'notify' = 'true', false), "
@@ -299,6 +347,8 @@ close_lost(void)
 						"WHERE q.state IN ('init', 'running', 'paused') ORDER BY q.id",
 						0, NULL, NULL, NULL);
 	old = MemoryContextSwitchTo(caller);
+	nlive = swarm_query_live_ids(&live);	/* now: no row is older than its
+											 * process */
 	rows = palloc0((n + 1) * sizeof(SwarmQueryRow));
 	errors = palloc0((n + 1) * sizeof(char *));
 	cancelled = palloc0((n + 1) * sizeof(bool));
@@ -315,7 +365,7 @@ close_lost(void)
 
 		/* a conversation that waits, for a decision or to go on, has no job */
 		if (swarm_spi_bool(i, 8) || (swarm_spi_bool(i, 7) && errors[i] == NULL) ||
-			swarm_query_is_live(rows[i].id))
+			swarm_query_is_among(rows[i].id, live, nlive))
 			rows[i].id = 0;
 	}
 	MemoryContextSwitchTo(old);
@@ -324,7 +374,7 @@ close_lost(void)
 	{
 		SwarmQueryRow now;
 
-		if (rows[i].id == 0)
+		if (rows[i].id == 0 || !swarm_query_try_lock(rows[i].id))
 			kept++;
 		else if (!swarm_query_fetch(rows[i].id, true, &now) || swarm_query_is_final(now.state))
 			continue;			/* it has ended meanwhile */

@@ -35,6 +35,8 @@ typedef struct SwarmS3Server
 	char	   *folder;			/* of the embedded store; NULL: a server */
 	char	   *region;
 	bool		path_style;
+	bool		sign_payload;	/* with its SHA-256; else a checksum protects
+								 * it */
 	bool		literal;		/* the host is an address or localhost */
 	int			max_parallel;
 	char	   *ca_file;		/* or NULL */
@@ -52,6 +54,9 @@ typedef struct SwarmS3Server
  * current user needs USAGE on it.  Errors: 42704, 42501, 22023.
  */
 extern SwarmS3Server *swarm_s3_server(const char *name);
+
+/* Read its credentials again.  Also error 55000. */
+extern void swarm_s3_server_renew(SwarmS3Server *server);
 
 /* The same, but only the check that it may be used. */
 extern void swarm_s3_server_check(const char *name);
@@ -181,7 +186,7 @@ swarm_noreturn extern void swarm_s3_raise(const SwarmNetRequest *request, const 
 extern const SwarmNetRule swarm_s3_rules[];
 extern const int swarm_s3_nrules;
 
-/* An ETag without its quotes; "" for NULL. */
+/* An ETag without its quotes, made printable ASCII; "" for NULL. */
 extern char *swarm_s3_etag(const char *header);
 
 /* ------------------------------------------------------------------------

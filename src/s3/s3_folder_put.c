@@ -81,16 +81,20 @@ static bool
 copy_body(SwarmFolderVisit *v)
 {
 	SwarmNetBody *body = &v->request->body;
-	char	   *buffer = body->memory ? NULL : palloc(SWARM_FOLDER_PIECE);
+	char	   *buffer = body->fd < 0 ? NULL : palloc(SWARM_FOLDER_PIECE);
 
 	body->read = 0;
 	while (body->read < body->length)
 	{
-		ssize_t		n = Min(SWARM_FOLDER_PIECE, body->length - body->read);
+		int64		n = SWARM_FOLDER_PIECE;
+		const char *piece = swarm_net_body_at(body, body->read, &n);
 
 		CHECK_FOR_INTERRUPTS();
-		if (body->memory == NULL)
+		if (piece == NULL)
+		{
 			n = pread(body->fd, buffer, n, body->offset + body->read);
+			piece = buffer;
+		}
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
@@ -100,7 +104,7 @@ copy_body(SwarmFolderVisit *v)
 					 n == 0 ? "the source became shorter while it was sent" : strerror(errno));
 			return false;
 		}
-		if (!swarm_folder_write(v->temp, body->memory ? body->memory + body->read : buffer, n))
+		if (!swarm_folder_write(v->temp, piece, n))
 		{
 			swarm_folder_refuse_errno(v, "could not write the object");
 			return false;

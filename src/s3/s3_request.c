@@ -44,6 +44,7 @@ static void note_clock(SwarmNetRequest *request);
 static bool etag_is_wrong(SwarmNetRequest *request);
 static char *object_path(const SwarmS3Server *server, const char *bucket, const char *key);
 static char *object_host(const SwarmS3Server *server, const char *bucket);
+static void make_printable(char *text);
 static const SwarmNetRule *named(SwarmNetRequest *request, const char *name, const char *text);
 
 SwarmNetRequest *
@@ -90,7 +91,7 @@ prepare(SwarmNetRequest *request)
 {
 	SwarmS3Call *call = request->caller;
 	SwarmS3Server *server = call->server;
-	bool		sends = call->body.memory != NULL || call->body.fd >= 0;
+	bool		sends = call->body.memory != NULL || call->body.blocks != NULL || call->body.fd >= 0;
 	char		stamp[SWARM_S3_STAMP];
 	char	   *host = object_host(server, call->bucket);
 	char	   *path = object_path(server, call->bucket, call->key);
@@ -104,7 +105,7 @@ prepare(SwarmNetRequest *request)
 		const char *error;
 
 		/* one digest that the server verifies is enough, and costs enough */
-		call->digest.want_sha256 = !server->https || call->checksum_sha256;
+		call->digest.want_sha256 = server->sign_payload || call->checksum_sha256;
 		call->digest.want_crc32c = call->checksum_crc32c;
 		call->digest.want_md5 = !call->digest.want_sha256 && !call->digest.want_crc32c;
 		error = swarm_s3_digest(&call->body, &call->digest);
@@ -120,8 +121,8 @@ prepare(SwarmNetRequest *request)
 		swarm_s3_sha256_hex("", 0, call->digest.sha256);
 		hash = call->digest.sha256;
 	}
-	else if (!server->https)
-		hash = call->digest.sha256; /* else TLS and Content-MD5 protect it */
+	else if (server->sign_payload)
+		hash = call->digest.sha256; /* else TLS and a checksum protect it */
 	swarm_s3_stamp(stamp, server->skew_s);
 
 	headers = lappend(headers, swarm_s3_pair("host", host));
@@ -279,10 +280,8 @@ note_error(SwarmNetRequest *request)
 		text = psprintf("the server answered with status %d", request->status);
 
 	strlcpy(request->error_text, text, sizeof(request->error_text));
-	for (char *p = request->error_name; *p; p++)
-		*p = (*p > ' ' && *p < 127) || (*p == ' ') ? *p : '?';
-	for (char *p = request->error_text; *p; p++)
-		*p = *p >= ' ' && *p < 127 ? *p : '?';
+	make_printable(request->error_name);
+	make_printable(request->error_text);
 }
 
 /* note_region: does the answer say that the bucket is elsewhere? */
@@ -323,6 +322,7 @@ char *
 swarm_s3_etag(const char *header)
 {
 	size_t		length;
+	char	   *etag;
 
 	if (header == NULL)
 		return pstrdup("");
@@ -330,8 +330,19 @@ swarm_s3_etag(const char *header)
 		header += 2;
 	length = strlen(header);
 	if (length >= 2 && header[0] == '"' && header[length - 1] == '"')
-		return pnstrdup(header + 1, length - 2);
-	return pstrdup(header);
+		etag = pnstrdup(header + 1, length - 2);
+	else
+		etag = pstrdup(header);
+	make_printable(etag);
+	return etag;
+}
+
+/* make_printable: it goes to tables, whatever the server says. */
+static void
+make_printable(char *text)
+{
+	for (char *p = text; *p; p++)
+		*p = *p >= ' ' && *p < 127 ? *p : '?';
 }
 
 /*

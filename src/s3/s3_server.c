@@ -62,12 +62,14 @@ static const char *bucket_fault(const char *bucket);
 static void key_fault(const char *key);
 static void read_mapping(Oid serverid, SwarmS3Server *server);
 static void wipe(void *arg);
+static void forget(SwarmS3Server *server);
 static char *option(List *options, const char *name);
 
 static const KnownOption known_options[] = {
 	{"endpoint", ForeignServerRelationId, check_endpoint},
 	{"region", ForeignServerRelationId, check_region},
 	{"path_style", ForeignServerRelationId, check_bool},
+	{"sign_payload", ForeignServerRelationId, check_bool},
 	{"max_parallel", ForeignServerRelationId, check_parallel},
 	{"ca_file", ForeignServerRelationId, check_file},
 	{"allowed_bucket", ForeignServerRelationId, check_bucket},
@@ -131,7 +133,7 @@ swarm_s3_validator(PG_FUNCTION_ARGS)
 					 known != NULL && known->catalog == UserMappingRelationId ?
 					 errhint("Everybody can read the options of a server. Secrets belong to CREATE USER MAPPING FOR PUBLIC.") :
 					 known != NULL ? errhint("It is an option of the server.") :
-					 errhint("Options of a server are endpoint, region, path_style, max_parallel, ca_file, allowed_bucket and allowed_prefix; of a user mapping access_key_id, secret_access_key and session_token.")));
+					 errhint("Options of a server are endpoint, region, path_style, sign_payload, max_parallel, ca_file, allowed_bucket and allowed_prefix; of a user mapping access_key_id, secret_access_key and session_token.")));
 		known->check(def->defname, defGetString(def));
 	}
 	if (catalog == ForeignServerRelationId)
@@ -383,6 +385,10 @@ swarm_s3_server(const char *name)
 	server->path_style = true;
 	if (value != NULL)
 		(void) parse_bool(value, &server->path_style);
+	value = option(foreign->options, "sign_payload");
+	server->sign_payload = !server->https;
+	if (value != NULL)
+		(void) parse_bool(value, &server->sign_payload);
 	value = option(foreign->options, "max_parallel");
 	server->max_parallel = value ? atoi(value) : DEFAULT_PARALLEL;
 	server->ca_file = option(foreign->options, "ca_file");
@@ -433,12 +439,36 @@ read_mapping(Oid serverid, SwarmS3Server *server)
 	server->session_token = value;
 }
 
+/*
+ * swarm_s3_server_renew: the credentials of the server as they are now.  They
+ * belong to its endpoint as it is now: error 55000 if that is another one.
+ */
+void
+swarm_s3_server_renew(SwarmS3Server *server)
+{
+	SwarmS3Server *fresh = swarm_s3_server(server->name);
+
+	if (fresh->endpoint != server->endpoint || fresh->https != server->https ||
+		strcmp(fresh->host, server->host) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("server \"%s\" has got another endpoint meanwhile", server->name)));
+	forget(server);
+	server->access_key = fresh->access_key;
+	server->secret_key = fresh->secret_key;
+	server->session_token = fresh->session_token;
+}
+
 /* wipe: the context ends: leave no secret in freed memory. */
 static void
 wipe(void *arg)
 {
-	SwarmS3Server *server = ((Secrets *) arg)->server;
+	forget(((Secrets *) arg)->server);
+}
 
+static void
+forget(SwarmS3Server *server)
+{
 	if (server->secret_key)
 		explicit_bzero(server->secret_key, strlen(server->secret_key));
 	if (server->session_token)

@@ -245,7 +245,7 @@ swarm_s3_digest(const SwarmNetBody *body, SwarmS3Digest *digest)
 {
 	pg_cryptohash_ctx *sha = digest->want_sha256 ? pg_cryptohash_create(PG_SHA256) : NULL;
 	pg_cryptohash_ctx *md5 = digest->want_md5 ? pg_cryptohash_create(PG_MD5) : NULL;
-	char	   *buffer = body->memory ? NULL : palloc(READ_SIZE);
+	char	   *buffer = body->fd < 0 ? NULL : palloc(READ_SIZE);
 	pg_crc32c	crc;
 	uint8		bytes[PG_SHA256_DIGEST_LENGTH];
 
@@ -259,11 +259,15 @@ swarm_s3_digest(const SwarmNetBody *body, SwarmS3Digest *digest)
 	}
 	for (int64 done = 0; done < body->length;)
 	{
-		int64		n = Min(READ_SIZE, body->length - done);
-		const char *piece = body->memory ? body->memory + done : buffer;
+		int64		n = READ_SIZE;
+		const char *piece = swarm_net_body_at(body, done, &n);
 
-		if (!body->memory)
+		CHECK_FOR_INTERRUPTS();
+		if (piece == NULL)
+		{
 			n = pread(body->fd, buffer, n, body->offset + done);
+			piece = buffer;
+		}
 		if (n <= 0)
 		{
 			if (sha != NULL)

@@ -202,6 +202,8 @@ prepare_server(SwarmUpload *upload)
 static void
 fail_files(SwarmUpload *upload, const ErrorData *edata)
 {
+	upload->first = 0;
+	upload->top = upload->nfiles;
 	for (int i = 0; i < upload->nfiles; i++)
 	{
 		SwarmUploadFile *file = &upload->files[i];
@@ -224,6 +226,8 @@ static void
 end_cancelled(SwarmUpload *upload)
 {
 	swarm_upload_enter(upload);
+	upload->first = 0;
+	upload->top = upload->nfiles;
 	for (int i = 0; i < upload->nfiles; i++)
 	{
 		SwarmUploadFile *file = &upload->files[i];

@@ -35,25 +35,52 @@ typedef struct SwarmSource
 } SwarmSource;
 
 /*
- * Bytes that were collected: in memory while they are few, then in a temporary
- * file that has no name any more.  Ends with its memory context.
+ * gzip and zstd (upload_codec.c).  What comes out goes to a sink.
+ */
+typedef struct SwarmCodec SwarmCodec;
+typedef void (*SwarmCodecSink) (void *arg, const char *data, size_t length);
+
+extern bool swarm_codec_known(const char *name);
+extern void swarm_codec_check(const char *name);
+extern SwarmCodec *swarm_codec_begin(MemoryContext parent, const char *name, bool compress);
+extern void swarm_codec_write(SwarmCodec *codec, const char *data, size_t length,
+							  SwarmCodecSink sink, void *arg);
+extern void swarm_codec_end(SwarmCodec *codec, SwarmCodecSink sink, void *arg);
+extern void swarm_codec_free(SwarmCodec *codec);
+
+/*
+ * Bytes that were collected (upload_spool.c): in blocks of memory while the
+ * process has some, then in a temporary file that has no name any more.  Ends
+ * with its memory context.
  */
 typedef struct SwarmSpool
 {
-	char	   *memory;
+	MemoryContext context;
+	char	  **blocks;			/* of SWARM_NET_BLOCK bytes */
+	int			nblocks;
+	int			room;			/* for so many of them */
 	int			file;			/* File while it is written, or -1 */
 	int			fd;				/* or -1 */
-	int64		length;
-	int64		limit;
+	int64		length;			/* what is kept */
+	int64		taken;			/* what has come */
+	int64		limit;			/* of that */
+	SwarmCodec *codec;			/* that it passes, or NULL */
 	MemoryContextCallback callback;
 } SwarmSpool;
 
-extern SwarmSpool *swarm_spool_create(MemoryContext context, int64 limit);
+/* With a codec, which the spool frees, what is written passes through it. */
+extern SwarmSpool *swarm_spool_create(MemoryContext context, int64 limit, SwarmCodec *codec);
 extern void swarm_spool_write(SwarmSpool *spool, const char *data, size_t length);
+extern void swarm_spool_copy(SwarmSpool *spool, int fd, int64 length);
 extern void swarm_spool_finish(SwarmSpool *spool, SwarmNetBody *body);
+extern void swarm_spool_to_file(SwarmSpool *spool);
+extern void swarm_spool_adopt(SwarmSpool *spool, int fd, int64 length, SwarmNetBody *body);
 
 /* An empty spool that is a file already, for an answer to go to. */
 extern int	swarm_spool_descriptor(SwarmSpool *spool);
+
+extern bool swarm_spool_fits(int64 length);
+extern bool swarm_spool_has_room(int64 length);
 
 /*
  * Check a source as the current user, before anything is sent.  Returns its
@@ -61,9 +88,15 @@ extern int	swarm_spool_descriptor(SwarmSpool *spool);
  */
 extern int64 swarm_source_check(const SwarmSource *source, const char *name);
 
-/* Read a source as the current user, in a transaction; ends with context. */
-extern void swarm_source_open(const SwarmSource *source, MemoryContext context,
-							  int64 limit, SwarmNetBody *body);
+/*
+ * Read a source as the current user, in a transaction; ends with context.
+ * size: what is known of it, or -1; compress: gzip, zstd or NULL.
+ */
+extern void swarm_source_open(const SwarmSource *source, MemoryContext context, int64 limit,
+							  int64 size, const char *compress, SwarmNetBody *body);
+
+/* What opening it will keep in memory, as far as is known: 0 for a file. */
+extern int64 swarm_source_memory(const SwarmSource *source, int64 size, const char *compress);
 
 /* Write a query's result to a spool. */
 extern void swarm_source_query(SwarmSpool *spool, const char *sql, const char *format,
@@ -178,9 +211,15 @@ struct SwarmUpload
 	List	   *headers;		/* of every object, of SwarmS3Pair */
 	bool		crc32c;
 	bool		sha256;
+	const char *compress;		/* gzip, zstd or NULL */
 	int			nfiles;
 	SwarmUploadFile *files;
+	int			first;			/* those before it have been stored with their
+								 * outcome */
+	int			top;			/* those from it on have not been opened */
 	int			unfinished;
+	int			open;			/* neither waiting nor finished */
+	bool		idle;			/* the network did nothing in a while */
 	bool		cancelled;
 	bool		in_transaction; /* the caller's, that is not left */
 	int			place;			/* in shared memory, or -1 */
@@ -216,6 +255,7 @@ extern void swarm_upload_options(SwarmUpload *upload, Jsonb *options);
 extern bool swarm_upload_option_timestamped(Jsonb *options);
 extern void swarm_upload_check_metadata(Jsonb *metadata);
 extern void swarm_upload_run(SwarmUpload *upload);
+extern void swarm_upload_await_ids(SwarmUpload *upload);
 extern void swarm_upload_drop(SwarmUpload *upload);
 extern Jsonb *swarm_upload_result(SwarmUpload *upload, int64 ms, bool finished);
 

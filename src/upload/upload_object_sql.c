@@ -40,16 +40,21 @@
 #define PRESIGN_MAX_S	(7 * 24 * 3600)
 #define LINE_LONGEST		(256 * 1024 * 1024)
 
-/* Where COPY FROM reads from. */
-static SwarmNetBody import_body;
+/*
+ * Where COPY FROM reads from; its callback has no argument.  A trigger of the
+ * table may import as well: who sets it sets it back.
+ */
+static SwarmNetBody *import_body = NULL;
 
 static char *argument(FunctionCallInfo fcinfo, int i, const char *name);
 static SwarmNetRequest *perform(SwarmS3Call *call, int sink, int64 limit);
 static void call_object(SwarmS3Call *call, FunctionCallInfo fcinfo, const char *method);
-static SwarmNetRequest *fetch(SwarmS3Call *call, SwarmSpool **spool);
+static void fetch(SwarmS3Call *call, SwarmNetBody *body);
+static void decompress(const SwarmNetBody *from, const char *encoding, SwarmNetBody *body);
+static int	read_body(SwarmNetBody *body, void *buffer, int most);
 static int	read_import(void *buffer, int least, int most);
-static uint64 import_copy(Relation rel, const char *format, Jsonb *options);
-static uint64 import_lines(Relation rel);
+static uint64 import_copy(Relation rel, SwarmNetBody *body, const char *format, Jsonb *options);
+static uint64 import_lines(Relation rel, SwarmNetBody *body);
 static void import_line(SPIPlanPtr plan, char *line, size_t length);
 
 static char *
@@ -164,11 +169,14 @@ swarm_s3_list(PG_FUNCTION_ARGS)
 	char	   *after = PG_ARGISNULL(4) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(4));
 	char	   *next = NULL;
 	SwarmS3Call call = {.method = "GET", .answer_root = "ListBucketResult"};
+	MemoryContext page;
+	MemoryContext caller;
 
 	InitMaterializedSRF(fcinfo, 0);
 	call.server = swarm_s3_server(server_argument(fcinfo));
 	call.bucket = argument(fcinfo, 1, "bucket");
 	call.body.fd = -1;
+	page = AllocSetContextCreate(CurrentMemoryContext, "pg_swarm page", ALLOCSET_DEFAULT_SIZES);
 	swarm_s3_check_prefix(call.server, call.bucket, prefix);
 	while (most > 0)
 	{
@@ -176,7 +184,9 @@ swarm_s3_list(PG_FUNCTION_ARGS)
 		const char *position = NULL;
 		char	   *item;
 		char	   *truncated;
+		char	   *token;
 
+		caller = MemoryContextSwitchTo(page);
 		call.query = list_make3(swarm_s3_pair("list-type", "2"), swarm_s3_pair("prefix", prefix),
 								swarm_s3_pair("max-keys", psprintf("%d", (int) Min(most, LIST_PAGE))));
 		if (next != NULL)
@@ -208,10 +218,14 @@ swarm_s3_list(PG_FUNCTION_ARGS)
 			most--;
 		}
 		truncated = swarm_s3_xml_text(request->answer, "IsTruncated", NULL);
-		next = swarm_s3_xml_text(request->answer, "NextContinuationToken", NULL);
-		swarm_net_free(request);
+		token = swarm_s3_xml_text(request->answer, "NextContinuationToken", NULL);
+		MemoryContextSwitchTo(caller);
+		if (next != NULL)
+			pfree(next);
+		next = token ? pstrdup(token) : NULL;
 		if (truncated == NULL || strcmp(truncated, "true") != 0 || next == NULL || *next == '\0')
 			break;
+		MemoryContextReset(page);
 	}
 	return (Datum) 0;
 }
@@ -233,21 +247,83 @@ swarm_s3_delete(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* fetch: the object into a temporary file; import_body reads it. */
-static SwarmNetRequest *
-fetch(SwarmS3Call *call, SwarmSpool **spool)
+/*
+ * fetch: the object into a temporary file; decompressed, if it was stored so
+ * and is wanted whole.
+ */
+static void
+fetch(SwarmS3Call *call, SwarmNetBody *body)
 {
 	int64		limit = swarm_s3_max_file_kb * INT64CONST(1024);
-	SwarmNetRequest *request;
+	SwarmSpool *spool = swarm_spool_create(CurrentMemoryContext, limit, NULL);
+	SwarmNetRequest *request = perform(call, swarm_spool_descriptor(spool), limit);
+	char	   *encoding;
+	char	   *chunked;
 
-	*spool = swarm_spool_create(CurrentMemoryContext, limit);
-	request = perform(call, swarm_spool_descriptor(*spool), limit);
 	if (!request->succeeded)
 		swarm_s3_raise(request, call->bucket, call->key);
-	memset(&import_body, 0, sizeof(import_body));
-	import_body.fd = (*spool)->fd;
-	import_body.length = request->received;
-	return request;
+	chunked = swarm_net_answer_header(request, "transfer-encoding");
+	if (swarm_net_answer_header(request, "content-length") == NULL &&
+		(chunked == NULL || pg_strcasecmp(chunked, "chunked") != 0))
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("the server does not say where object \"%s\" ends", call->key)));
+	memset(body, 0, sizeof(*body));
+	body->fd = spool->fd;
+	body->length = request->received;
+	encoding = swarm_net_answer_header(request, "content-encoding");
+	if (encoding != NULL && swarm_codec_known(encoding) && request->status == 200)
+	{
+		SwarmNetBody stored = *body;
+
+		decompress(&stored, encoding, body);
+	}
+}
+
+static void
+write_spool(void *arg, const char *data, size_t length)
+{
+	swarm_spool_write(arg, data, length);
+}
+
+/* decompress: what comes out is as large as an object may be, at most. */
+static void
+decompress(const SwarmNetBody *from, const char *encoding, SwarmNetBody *body)
+{
+	SwarmSpool *spool = swarm_spool_create(CurrentMemoryContext, swarm_s3_max_file_kb * INT64CONST(1024), NULL);
+	SwarmCodec *codec = swarm_codec_begin(CurrentMemoryContext, encoding, false);
+	SwarmNetBody in = *from;
+	char	   *buffer = palloc(64 * 1024);
+	int			n;
+
+	while ((n = read_body(&in, buffer, 64 * 1024)) > 0)
+		swarm_codec_write(codec, buffer, n, write_spool, spool);
+	swarm_codec_end(codec, write_spool, spool);
+	swarm_codec_free(codec);
+	pfree(buffer);
+	swarm_spool_finish(spool, body);
+}
+
+/* read_body: the next bytes of an object that was fetched; 0 at its end. */
+static int
+read_body(SwarmNetBody *body, void *buffer, int most)
+{
+	int64		n = most;
+	const char *piece = swarm_net_body_at(body, body->read, &n);
+
+	if (n <= 0)
+		return 0;
+	if (piece != NULL)
+		memcpy(buffer, piece, n);
+	else
+	{
+		n = pread(body->fd, buffer, n, body->read);
+		if (n <= 0)
+			ereport(ERROR,
+					(errcode_for_file_access(), errmsg("could not read a temporary file: %m")));
+	}
+	body->read += n;
+	return (int) n;
 }
 
 /*
@@ -258,8 +334,9 @@ Datum
 swarm_s3_get(PG_FUNCTION_ARGS)
 {
 	SwarmS3Call call;
-	SwarmSpool *spool;
+	SwarmNetBody body;
 	bytea	   *result;
+	int			n;
 	int64		first = PG_ARGISNULL(3) ? 0 : PG_GETARG_INT64(3);
 
 	call_object(&call, fcinfo, "GET");
@@ -272,21 +349,18 @@ swarm_s3_get(PG_FUNCTION_ARGS)
 																  first, first + PG_GETARG_INT64(4) - 1)));
 	else if (first > 0)
 		call.headers = list_make1(swarm_s3_pair("range", psprintf("bytes=" INT64_FORMAT "-", first)));
-	(void) fetch(&call, &spool);
-	if (import_body.length > (int64) (MaxAllocSize - VARHDRSZ))
+	fetch(&call, &body);
+	if (body.length > (int64) (MaxAllocSize - VARHDRSZ))
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("object \"%s\" is too large for a bytea", call.key),
 				 errhint("Get it in ranges.")));
-	result = palloc(import_body.length + VARHDRSZ);
-	SET_VARSIZE(result, import_body.length + VARHDRSZ);
-	for (int64 done = 0; done < import_body.length;)
+	result = palloc(body.length + VARHDRSZ);
+	SET_VARSIZE(result, body.length + VARHDRSZ);
+	for (int64 done = 0; done < body.length; done += n)
 	{
-		int			n = read_import(VARDATA(result) + done, 1, (int) Min(import_body.length - done, 1 << 20));
-
-		if (n <= 0)
-			elog(ERROR, "temporary file ended early");
-		done += n;
+		CHECK_FOR_INTERRUPTS();
+		n = read_body(&body, VARDATA(result) + done, 1 << 20);
 	}
 	PG_RETURN_BYTEA_P(result);
 }
@@ -327,13 +401,7 @@ swarm_s3_presign(PG_FUNCTION_ARGS)
 static int
 read_import(void *buffer, int least, int most)
 {
-	ssize_t		n = pread(import_body.fd, buffer, most, import_body.read);
-
-	if (n < 0)
-		ereport(ERROR,
-				(errcode_for_file_access(), errmsg("could not read a temporary file: %m")));
-	import_body.read += n;
-	return (int) n;
+	return read_body(import_body, buffer, most);
 }
 
 /*
@@ -344,7 +412,7 @@ Datum
 swarm_s3_import(PG_FUNCTION_ARGS)
 {
 	SwarmS3Call call;
-	SwarmSpool *spool;
+	SwarmNetBody body;
 	char	   *format = argument(fcinfo, 4, "format");
 	Jsonb	   *options = PG_ARGISNULL(5) ? NULL : PG_GETARG_JSONB_P(5);
 	Relation	rel;
@@ -363,32 +431,42 @@ swarm_s3_import(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("format %s is not possible for a table with row-level security", format),
 				 errhint("Use format json.")));
-	(void) fetch(&call, &spool);
+	fetch(&call, &body);
 	rel = table_open(PG_GETARG_OID(3), RowExclusiveLock);
-	rows = strcmp(format, "json") == 0 ? import_lines(rel) : import_copy(rel, format, options);
+	rows = strcmp(format, "json") == 0 ? import_lines(rel, &body) : import_copy(rel, &body, format, options);
 	table_close(rel, NoLock);
 	PG_RETURN_INT64(rows);
 }
 
 static uint64
-import_copy(Relation rel, const char *format, Jsonb *options)
+import_copy(Relation rel, SwarmNetBody *body, const char *format, Jsonb *options)
 {
+	SwarmNetBody *before = import_body;
 	ParseState *pstate = make_parsestate(NULL);
 	CopyFromState copy;
-	uint64		rows;
+	volatile uint64 rows = 0;
 
 	(void) addRangeTableEntryForRelation(pstate, rel, RowExclusiveLock, NULL, false, false);
-	copy = BeginCopyFrom(pstate, rel, NULL, NULL, false, read_import, NIL,
-						 swarm_copy_options(format, options));
-	rows = CopyFrom(copy);
-	EndCopyFrom(copy);
+	PG_TRY();
+	{
+		import_body = body;
+		copy = BeginCopyFrom(pstate, rel, NULL, NULL, false, read_import, NIL,
+							 swarm_copy_options(format, options));
+		rows = CopyFrom(copy);
+		EndCopyFrom(copy);
+	}
+	PG_FINALLY();
+	{
+		import_body = before;
+	}
+	PG_END_TRY();
 	free_parsestate(pstate);
 	return rows;
 }
 
 /* import_lines: each line a JSON object whose fields are columns. */
 static uint64
-import_lines(Relation rel)
+import_lines(Relation rel, SwarmNetBody *body)
 {
 	Oid			types[] = {JSONBOID};
 	char	   *table = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
@@ -405,7 +483,7 @@ import_lines(Relation rel)
 								table, table), 1, types);
 	if (plan == NULL)
 		elog(ERROR, "could not prepare the import: %s", SPI_result_code_string(SPI_result));
-	while ((n = read_import(buffer, 1, 64 * 1024)) > 0)
+	while ((n = read_body(body, buffer, 64 * 1024)) > 0)
 	{
 		char	   *p = buffer;
 

@@ -15,6 +15,7 @@
 #include "access/xact.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "storage/fd.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
@@ -23,9 +24,13 @@
 #include "upload/upload_int.h"
 
 #define OPEN_AHEAD		2		/* times max_parallel files are open */
+#define OPEN_PART		6		/* of the descriptors at most; curl needs more */
 #define FLUSH_MS		100		/* outcomes are stored at least so often */
 #define PROGRESS_MS		50
+#define AWAIT_MS		5000	/* for an id, when all is given up */
 #define TURN_MS			1000
+#define IDLE_MS			50		/* without an event the network is idle */
+#define OPEN_BYTES		(8 * 1024 * 1024)	/* are read between two turns */
 #define SEARCHES		3		/* for what lost runs have begun */
 
 const SwarmFileEdge swarm_upload_edges[] = {
@@ -68,7 +73,11 @@ const SwarmFileEdge swarm_upload_edges[] = {
 };
 const int	swarm_upload_nedges = lengthof(swarm_upload_edges);
 
-static bool needs_transaction(const SwarmUpload *upload);
+static void one_turn(SwarmUpload *upload);
+static void advance(SwarmUpload *upload);
+static bool needs_transaction(SwarmUpload *upload);
+static SwarmUploadFile *next_to_open(SwarmUpload *upload);
+static bool has_room(const SwarmUpload *upload, const SwarmUploadFile *file);
 static bool must_survive(const SwarmUpload *upload);
 static void open_sources(SwarmUpload *upload);
 static void open_source(SwarmUploadFile *file);
@@ -81,6 +90,7 @@ static void stop_all(SwarmUpload *upload);
 static void answered(SwarmNetRequest *request);
 static void part_sent(SwarmUploadStep *step);
 static void completed(SwarmUploadStep *step);
+static bool is_printable(const char *text);
 static void note_failure(SwarmUploadFile *file, const SwarmNetRequest *request);
 static void show_progress(SwarmUpload *upload);
 
@@ -107,6 +117,12 @@ is_final(SwarmFileState state)
 	return state >= FILE_DONE;
 }
 
+static bool
+is_open(SwarmFileState state)
+{
+	return state > FILE_WAITING && !is_final(state);
+}
+
 /*
  * swarm_upload_run: until every file has its outcome.  Called in a
  * transaction, returns in one.  On an error all requests are dropped with
@@ -117,18 +133,26 @@ swarm_upload_run(SwarmUpload *upload)
 {
 	upload->started_ms = swarm_net_ms();
 	upload->unfinished = 0;
+	upload->open = 0;
+	upload->first = 0;
+	upload->top = 0;
+	upload->idle = false;
 	for (int i = 0; i < upload->nfiles; i++)
 	{
-		upload->files[i].progress = -1;
-		upload->unfinished += !is_final(upload->files[i].state);
-		if (upload->files[i].state == FILE_ABORTING)
-			go_on(&upload->files[i]);
+		SwarmUploadFile *file = &upload->files[i];
+
+		file->progress = -1;
+		upload->unfinished += !is_final(file->state);
+		if (file->state == FILE_WAITING)
+			continue;
+		upload->top = i + 1;
+		if (file->state != FILE_ABORTING)
+			continue;
+		upload->open++;
+		go_on(file);
 	}
 	for (;;)
 	{
-		SwarmNetRequest *request;
-		bool		more = true;
-
 		MemoryContextSwitchTo(upload->context);
 		if (!upload->cancelled && swarm_upload_stop_asked(upload->place))
 			upload->cancelled = true;
@@ -143,11 +167,12 @@ swarm_upload_run(SwarmUpload *upload)
 			open_sources(upload);
 			swarm_upload_store(upload);
 		}
+		advance(upload);
 		if (upload->unfinished == 0 && upload->flush_ms == 0)
 			break;
 		if (IsTransactionState() && !upload->in_transaction)
 			swarm_upload_leave(upload, must_survive(upload));
-		for (int i = 0; i < upload->nfiles; i++)
+		for (int i = upload->first; i < upload->top; i++)
 		{
 			SwarmUploadFile *file = &upload->files[i];
 
@@ -159,25 +184,81 @@ swarm_upload_run(SwarmUpload *upload)
 				swarm_upload_send_parts(file);
 		}
 		SWARM_FAULT("upload.turn");
-		swarm_net_turn(upload->flush_ms != 0 ? FLUSH_MS / 2 : TURN_MS);
-		while (more)
-		{
-			request = swarm_net_next();
-			more = request != NULL;
-			if (more)
-				answered(request);
-		}
+		one_turn(upload);
 		show_progress(upload);
 	}
 	if (!IsTransactionState())
 		swarm_upload_enter(upload);
 }
 
+/*
+ * one_turn: of the network, and what has come of it.  Where the next file
+ * waits for memory we look whether the network has anything to do meanwhile.
+ */
+static void
+one_turn(SwarmUpload *upload)
+{
+	SwarmUploadFile *next = next_to_open(upload);
+	SwarmNetRequest *request;
+	bool		idle = upload->idle;
+	bool		events;
+	long		most = upload->flush_ms != 0 ? FLUSH_MS / 2 : TURN_MS;
+
+	if (next != NULL)
+		most = has_room(upload, next) || idle ? 0 : IDLE_MS;
+	events = swarm_net_turn(most);
+	upload->idle = next != NULL && !events && (idle || most > 0);
+	while ((request = swarm_net_next()) != NULL)
+	{
+		upload->idle = false;
+		answered(request);
+	}
+}
+
+/* advance: past the files at the beginning that are done with. */
+static void
+advance(SwarmUpload *upload)
+{
+	while (upload->first < upload->top && is_final(upload->files[upload->first].state) &&
+		   !upload->files[upload->first].dirty)
+		upload->first++;
+}
+
+/*
+ * swarm_upload_await_ids: an upload that is being begun can be aborted only
+ * when its id has come.  Give the server a while to say it.
+ */
+void
+swarm_upload_await_ids(SwarmUpload *upload)
+{
+	int64		until = swarm_net_ms() + AWAIT_MS;
+	bool		awaited = true;
+
+	while (awaited && swarm_net_ms() < until)
+	{
+		SwarmNetRequest *request;
+
+		awaited = false;
+		for (int i = 0; i < upload->top; i++)
+		{
+			SwarmUploadFile *file = &upload->files[i];
+
+			if (file->state == FILE_CREATING && file->requests != NIL)
+				awaited |= swarm_net_pending(((SwarmUploadStep *) linitial(file->requests))->request);
+		}
+		if (!awaited)
+			break;
+		(void) swarm_net_turn(AWAIT_MS / 10);
+		while ((request = swarm_net_next()) != NULL)
+			answered(request);
+	}
+}
+
 /* swarm_upload_drop: end all requests; for the way of an error. */
 void
 swarm_upload_drop(SwarmUpload *upload)
 {
-	for (int i = 0; i < upload->nfiles; i++)
+	for (int i = 0; i < upload->top; i++)
 	{
 		swarm_upload_drop_requests(&upload->files[i]);
 		swarm_upload_progress_give(upload->files[i].progress);
@@ -190,26 +271,52 @@ swarm_upload_drop(SwarmUpload *upload)
  * have waited long enough.
  */
 static bool
-needs_transaction(const SwarmUpload *upload)
+needs_transaction(SwarmUpload *upload)
 {
-	int			open = 0;
-	int			waiting = 0;
+	SwarmUploadFile *next;
 
 	if (upload->expired != NIL)
 		return true;
 	if (upload->flush_ms != 0 &&
 		(upload->unfinished == 0 || swarm_net_ms() - upload->flush_ms >= FLUSH_MS))
 		return true;
-	for (int i = 0; i < upload->nfiles; i++)
+	for (int i = upload->first; i < upload->top; i++)
 	{
 		const SwarmUploadFile *file = &upload->files[i];
 
 		if (file->state == FILE_NOTING && file->dirty)
 			return true;
-		waiting += file->state == FILE_WAITING;
-		open += file->state > FILE_WAITING && !is_final(file->state);
 	}
-	return waiting > 0 && open < upload->server->max_parallel * OPEN_AHEAD;
+	next = next_to_open(upload);
+	return next != NULL && (has_room(upload, next) || upload->idle);
+}
+
+/* next_to_open: NULL if as many are open as may be, or none waits. */
+static SwarmUploadFile *
+next_to_open(SwarmUpload *upload)
+{
+	int			most = Min(upload->server->max_parallel * OPEN_AHEAD, Max(max_safe_fds / OPEN_PART, 1));
+
+	if (upload->unfinished == upload->open || upload->open >= most)
+		return NULL;
+	for (int i = upload->first; i < upload->nfiles; i++)
+	{
+		if (upload->files[i].state == FILE_WAITING)
+			return &upload->files[i];
+	}
+	return NULL;
+}
+
+/*
+ * has_room: in memory, or it needs none.  Without room a file goes to the
+ * disk, which is worth it only while nothing else can be done.
+ */
+static bool
+has_room(const SwarmUpload *upload, const SwarmUploadFile *file)
+{
+	int64		memory = swarm_source_memory(&file->source, file->size, upload->compress);
+
+	return upload->open == 0 || !swarm_spool_fits(memory) || swarm_spool_has_room(memory);
 }
 
 /*
@@ -220,7 +327,7 @@ needs_transaction(const SwarmUpload *upload)
 static bool
 must_survive(const SwarmUpload *upload)
 {
-	for (int i = 0; i < upload->nfiles; i++)
+	for (int i = upload->first; i < upload->top; i++)
 	{
 		if (upload->files[i].state == FILE_NOTING || upload->files[i].state == FILE_CREATING)
 			return true;
@@ -235,22 +342,20 @@ must_survive(const SwarmUpload *upload)
 static void
 open_sources(SwarmUpload *upload)
 {
-	int			open = 0;
+	SwarmUploadFile *file;
+	int64		bytes = 0;
 
-	for (int i = 0; i < upload->nfiles; i++)
-		open += upload->files[i].state > FILE_WAITING && !is_final(upload->files[i].state);
-	for (int i = 0; i < upload->nfiles && open < upload->server->max_parallel * OPEN_AHEAD; i++)
+	while (bytes < OPEN_BYTES && (file = next_to_open(upload)) != NULL)
 	{
-		SwarmUploadFile *file = &upload->files[i];
-
-		if (file->state != FILE_WAITING)
-			continue;
+		if (!has_room(upload, file) && !upload->idle)
+			break;
+		upload->top = Max(upload->top, (int) (file - upload->files) + 1);
 		if (file->started_ms == 0)
 			file->started_ms = swarm_net_ms();
 		if (file->progress < 0)
 			file->progress = swarm_upload_progress_take(upload->batch, file->no);
 		open_source(file);
-		open += !is_final(file->state);
+		bytes += file->body.fd < 0 ? file->size : 0;
 	}
 }
 
@@ -280,7 +385,7 @@ open_source(SwarmUploadFile *file)
 	{
 		SWARM_FAULT("upload.open");
 		swarm_source_open(&file->source, file->context, swarm_s3_max_file_kb * INT64CONST(1024),
-						  &file->body);
+						  file->size, upload->compress, &file->body);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -332,15 +437,11 @@ opened_as(const SwarmUploadFile *file)
 static void
 renew_credentials(SwarmUpload *upload)
 {
-	SwarmS3Server *fresh;
 	ListCell   *lc;
 
 	if (upload->expired == NIL)
 		return;
-	fresh = swarm_s3_server(upload->server_name);
-	upload->server->access_key = fresh->access_key;
-	upload->server->secret_key = fresh->secret_key;
-	upload->server->session_token = fresh->session_token;
+	swarm_s3_server_renew(upload->server);
 	foreach(lc, upload->expired)
 		swarm_net_submit(lfirst(lc));
 	upload->expired = NIL;
@@ -357,6 +458,8 @@ renew_credentials(SwarmUpload *upload)
 static bool
 event(SwarmUploadFile *file, SwarmFileEvent what)
 {
+	SwarmUpload *upload = file->upload;
+
 	for (int i = 0; i < swarm_upload_nedges; i++)
 	{
 		const SwarmFileEdge *edge = &swarm_upload_edges[i];
@@ -367,7 +470,8 @@ event(SwarmUploadFile *file, SwarmFileEvent what)
 		file->state = edge->to;
 		if (from == FILE_ABORTING)
 			file->state = file->outcome;
-		else if (edge->to == FILE_ABORTING)
+		upload->open += is_open(file->state) - is_open(from);
+		if (edge->to == FILE_ABORTING)
 			file->outcome = what == FILE_EVENT_STOP ? FILE_CANCELLED : FILE_FAILED;
 		go_on(file);
 		return true;
@@ -429,7 +533,8 @@ finished(SwarmUploadFile *file)
 static void
 stop_all(SwarmUpload *upload)
 {
-	for (int i = 0; i < upload->nfiles; i++)
+	upload->top = upload->nfiles;
+	for (int i = upload->first; i < upload->nfiles; i++)
 	{
 		if (!is_final(upload->files[i].state))
 			event(&upload->files[i], FILE_EVENT_STOP);
@@ -477,7 +582,7 @@ answered(SwarmNetRequest *request)
 			{
 				char	   *id = swarm_s3_xml_text(request->answer, "UploadId", NULL);
 
-				if (id == NULL || *id == '\0' || strlen(id) > UPLOAD_ID_MAX)
+				if (id == NULL || *id == '\0' || strlen(id) > UPLOAD_ID_MAX || !is_printable(id))
 				{
 					strlcpy(file->code, "UnexpectedAnswer", sizeof(file->code));
 					strlcpy(file->error, "the server gave no upload id", sizeof(file->error));
@@ -540,6 +645,17 @@ answered(SwarmNetRequest *request)
 	MemoryContextSwitchTo(old);
 	if (file->context != NULL)
 		MemoryContextDelete(context);	/* else it is gone with the file's */
+}
+
+static bool
+is_printable(const char *text)
+{
+	for (const char *p = text; *p; p++)
+	{
+		if (*p < ' ' || *p > '~')
+			return false;
+	}
+	return true;
 }
 
 static void
@@ -616,7 +732,7 @@ show_progress(SwarmUpload *upload)
 	if (upload->batch == 0 || now - upload->progress_ms < PROGRESS_MS)
 		return;
 	upload->progress_ms = now;
-	for (int i = 0; i < upload->nfiles; i++)
+	for (int i = upload->first; i < upload->top; i++)
 	{
 		SwarmUploadFile *file = &upload->files[i];
 		int64		sent = file->bytes_done;

@@ -67,10 +67,7 @@ swarm_upload_part(const SwarmUploadFile *file, int part)
 	SwarmNetBody body = file->body;
 
 	body.length = Min(file->part_size, file->size - offset);
-	if (body.memory != NULL)
-		body.memory += offset;
-	else
-		body.offset = offset;
+	body.offset = offset;
 	return body;
 }
 

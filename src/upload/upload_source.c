@@ -4,9 +4,7 @@
  *
  * Whatever it is, it becomes something that can be read at any place, any
  * number of times, without a transaction: a file of the server is opened,
- * everything else is copied in slices, within one snapshot, to memory when it
- * is small and to a temporary file otherwise.  That file has lost its name
- * before anything is sent, so that nothing of it survives the process.
+ * everything else is copied in slices, within one snapshot, to a spool.
  */
 #include "postgres.h"
 
@@ -17,6 +15,8 @@
 #include "access/detoast.h"
 #include "access/genam.h"
 #include "access/relation.h"
+#include "access/table.h"
+#include "access/tableam.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_index.h"
@@ -45,14 +45,12 @@
 #include "base/spi.h"
 #include "upload/upload_int.h"
 
-#define SPOOL_MEMORY	(256 * 1024)
-#define SLICE			(1024 * 1024)
+#define SLICE			(256 * 1024)
 #define ROWS			100
 
-static void spool_to_file(SwarmSpool *spool);
-static void spool_end(void *arg);
-static void adopt_descriptor(MemoryContext context, int fd, SwarmNetBody *body, int64 length);
 static int	open_file(const char *path, int64 *size);
+static bool copy_file(SwarmSpool *spool, const char *path, SwarmNetBody *body);
+static void copy_value(SwarmSpool *spool, Datum value);
 static void copy_bytea(SwarmSpool *spool, const SwarmSource *source);
 static void copy_large_object(SwarmSpool *spool, Oid oid);
 static int64 large_object_size(Oid oid);
@@ -63,137 +61,6 @@ static char *key_column(Oid relation);
 static void copy_query(SwarmSpool *spool, const SwarmSource *source);
 static void query_to_lines(SwarmSpool *spool, const char *sql);
 static Oid	oid_of(const SwarmSource *source, const char *field);
-
-/* ------------------------------------------------------------------------
- * Spool
- * ------------------------------------------------------------------------ */
-
-SwarmSpool *
-swarm_spool_create(MemoryContext context, int64 limit)
-{
-	SwarmSpool *spool = MemoryContextAllocZero(context, sizeof(SwarmSpool));
-
-	spool->memory = MemoryContextAlloc(context, 1024);
-	spool->file = -1;
-	spool->fd = -1;
-	spool->limit = limit;
-	spool->callback.func = spool_end;
-	spool->callback.arg = spool;
-	MemoryContextRegisterResetCallback(context, &spool->callback);
-	return spool;
-}
-
-static void
-spool_end(void *arg)
-{
-	SwarmSpool *spool = arg;
-
-	if (spool->fd >= 0)
-	{
-		close(spool->fd);
-		ReleaseExternalFD();
-	}
-	spool->fd = -1;
-}
-
-void
-swarm_spool_write(SwarmSpool *spool, const char *data, size_t length)
-{
-	if (spool->limit > 0 && spool->length + (int64) length > spool->limit)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("file exceeds %dMB limit", (int) (spool->limit / (1024 * 1024))),
-				 errhint("The limit is pg_swarm.s3_max_file_size.")));
-	if (spool->file < 0 && spool->length + length <= SPOOL_MEMORY)
-	{
-		if (spool->length + length > 1024)
-			spool->memory = repalloc(spool->memory, pg_nextpower2_size_t(spool->length + length));
-		memcpy(spool->memory + spool->length, data, length);
-		spool->length += length;
-		return;
-	}
-	if (spool->file < 0)
-		spool_to_file(spool);
-	for (size_t done = 0; done < length;)
-	{
-		int			n = (int) Min(length - done, SLICE);
-
-		errno = 0;
-		if (FileWrite(spool->file, (char *) data + done, n, spool->length, PG_WAIT_EXTENSION) != n)
-		{
-			if (errno == 0)
-				errno = ENOSPC;
-			ereport(ERROR,
-					(errcode_for_file_access(),
-					 errmsg("could not write a temporary file: %m")));
-		}
-		spool->length += n;
-		done += n;
-	}
-}
-
-static void
-spool_to_file(SwarmSpool *spool)
-{
-	int64		length = spool->length;
-
-	spool->file = OpenTemporaryFile(false);
-	spool->length = 0;
-	if (length > 0)
-	{
-		int64		limit = spool->limit;
-
-		spool->limit = 0;
-		swarm_spool_write(spool, spool->memory, length);
-		spool->limit = limit;
-	}
-	pfree(spool->memory);
-	spool->memory = NULL;
-}
-
-/* keep_descriptor: our own descriptor of the file, which then loses its name. */
-static void
-keep_descriptor(SwarmSpool *spool)
-{
-	int			fd = -1;
-
-	if (AcquireExternalFD())
-	{
-		fd = fcntl(FileGetRawDesc(spool->file), F_DUPFD_CLOEXEC, 0);
-		if (fd < 0)
-			ReleaseExternalFD();
-	}
-	if (fd < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-				 errmsg("could not keep a temporary file open: %m"),
-				 errhint("Raise max_files_per_process, or lower max_parallel of the server.")));
-	spool->fd = fd;
-	FileClose(spool->file);
-	spool->file = -1;
-}
-
-void
-swarm_spool_finish(SwarmSpool *spool, SwarmNetBody *body)
-{
-	memset(body, 0, sizeof(*body));
-	body->fd = -1;
-	body->length = spool->length;
-	body->memory = spool->memory;
-	if (spool->file >= 0)
-	{
-		keep_descriptor(spool);
-		body->fd = spool->fd;
-	}
-}
-
-int
-swarm_spool_descriptor(SwarmSpool *spool)
-{
-	spool_to_file(spool);
-	keep_descriptor(spool);
-	return spool->fd;
-}
 
 /* ------------------------------------------------------------------------
  * Sources
@@ -277,34 +144,35 @@ swarm_source_check(const SwarmSource *source, const char *name)
 			 errhint("A source is a bytea, or what swarm.from_large_object(), from_file(), from_column() or from_query() return.")));
 }
 
+int64
+swarm_source_memory(const SwarmSource *source, int64 size, const char *compress)
+{
+	if (source->spool != NULL || size < 0 || (strcmp(source->kind, "file") == 0 && compress == NULL))
+		return 0;
+	return size;
+}
+
 void
 swarm_source_open(const SwarmSource *source, MemoryContext context, int64 limit,
-				  SwarmNetBody *body)
+				  int64 size, const char *compress, SwarmNetBody *body)
 {
 	SwarmSpool *spool;
 
-	if (strcmp(source->kind, "file") == 0)
-	{
-		int64		size;
-		int			fd = open_file(text_of(source, "path"), &size);
-
-		if (limit > 0 && size > limit)
-		{
-			close(fd);
-			ereport(ERROR,
-					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-					 errmsg("file exceeds %dMB limit", (int) (limit / (1024 * 1024))),
-					 errhint("The limit is pg_swarm.s3_max_file_size.")));
-		}
-		adopt_descriptor(context, fd, body, size);
-		return;
-	}
 	if (source->spool != NULL)
 	{
 		swarm_spool_finish(source->spool, body);
 		return;
 	}
-	spool = swarm_spool_create(context, limit);
+	spool = swarm_spool_create(context, limit, compress ? swarm_codec_begin(context, compress, true) : NULL);
+	if (strcmp(source->kind, "file") == 0)
+	{
+		if (copy_file(spool, text_of(source, "path"), body))
+			return;
+		swarm_spool_finish(spool, body);
+		return;
+	}
+	if (!swarm_spool_fits(size) || !swarm_spool_has_room(size))
+		swarm_spool_to_file(spool);
 	if (strcmp(source->kind, "bytea") == 0)
 		copy_bytea(spool, source);
 	else if (strcmp(source->kind, "large_object") == 0)
@@ -349,66 +217,113 @@ open_file(const char *path, int64 *size)
 	return fd;
 }
 
-static void
-adopt_descriptor(MemoryContext context, int fd, SwarmNetBody *body, int64 length)
+/*
+ * copy_file: true if the spool is the file itself, which is read when it is
+ * sent; false if it has passed a codec.
+ */
+static bool
+copy_file(SwarmSpool *spool, const char *path, SwarmNetBody *body)
 {
-	SwarmSpool *spool = MemoryContextAllocZero(context, sizeof(SwarmSpool));
+	int64		size;
+	int			fd = open_file(path, &size);
 
-	spool->file = -1;
-	spool->fd = fd;
-	if (!AcquireExternalFD())
+	if (spool->limit > 0 && size > spool->limit)
 	{
 		close(fd);
 		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_RESOURCES), errmsg("too many open files")));
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("file exceeds %dMB limit", (int) (spool->limit / (1024 * 1024))),
+				 errhint("The limit is pg_swarm.s3_max_file_size.")));
 	}
-	spool->callback.func = spool_end;
-	spool->callback.arg = spool;
-	MemoryContextRegisterResetCallback(context, &spool->callback);
-	memset(body, 0, sizeof(*body));
-	body->fd = fd;
-	body->length = length;
+	if (spool->codec == NULL)
+	{
+		swarm_spool_adopt(spool, fd, size, body);
+		return true;
+	}
+	PG_TRY();
+	{
+		swarm_spool_copy(spool, fd, size);
+	}
+	PG_FINALLY();
+	{
+		close(fd);
+	}
+	PG_END_TRY();
+	return false;
 }
 
 /* ---- bytea ---- */
 
 /*
- * copy_bytea: from the argument, or in slices from the row it was put into.
+ * copy_value: a bytea, in slices where it is stored so.  A compressed one has
+ * to be had whole.  The row it is of must be visible to the active snapshot.
  */
+static void
+copy_value(SwarmSpool *spool, Datum value)
+{
+	struct varlena *data = (struct varlena *) DatumGetPointer(value);
+	struct varatt_external pointer;
+	Relation	toast;
+	struct varlena *slice;
+
+	if (!VARATT_IS_EXTERNAL_ONDISK(data))
+	{
+		bytea	   *whole = DatumGetByteaPP(value);
+
+		swarm_spool_write(spool, VARDATA_ANY(whole), VARSIZE_ANY_EXHDR(whole));
+		return;
+	}
+	VARATT_EXTERNAL_GET_POINTER(pointer, data);
+	if (VARATT_EXTERNAL_IS_COMPRESSED(pointer))
+	{
+		bytea	   *whole = DatumGetByteaPP(value);
+
+		swarm_spool_write(spool, VARDATA_ANY(whole), VARSIZE_ANY_EXHDR(whole));
+		pfree(whole);
+		return;
+	}
+
+	/* one piece of memory for all: substr() would take a new one for each */
+	slice = palloc(SLICE + VARHDRSZ);
+	toast = table_open(pointer.va_toastrelid, AccessShareLock);
+	for (int32 at = 0, size = VARATT_EXTERNAL_GET_EXTSIZE(pointer); at < size;)
+	{
+		int32		n = Min(SLICE, size - at);
+
+		SET_VARSIZE(slice, n + VARHDRSZ);
+		table_relation_fetch_toast_slice(toast, pointer.va_valueid, size, at, n, slice);
+		swarm_spool_write(spool, VARDATA(slice), n);
+		CHECK_FOR_INTERRUPTS();
+		at += n;
+	}
+	table_close(toast, AccessShareLock);
+	pfree(slice);
+}
+
+/* copy_bytea: from the argument, or from the row it was put into. */
 static void
 copy_bytea(SwarmSpool *spool, const SwarmSource *source)
 {
-	Oid			types[] = {INT8OID, INT4OID, INT4OID};
-	Datum		values[] = {Int64GetDatum(source->batch), Int32GetDatum(source->no), 0};
+	Oid			types[] = {INT8OID, INT4OID};
+	Datum		values[] = {Int64GetDatum(source->batch), Int32GetDatum(source->no)};
 	SwarmSpi	spi;
-	int			got;
+	bool		isnull = true;
+	Datum		data = (Datum) 0;
 
 	if (source->data != NULL)
 	{
-		bytea	   *data = DatumGetByteaPP(PointerGetDatum(source->data));
-
-		swarm_spool_write(spool, VARDATA_ANY(data), VARSIZE_ANY_EXHDR(data));
+		copy_value(spool, PointerGetDatum(source->data));
 		return;
 	}
-	for (int64 at = 0;; at += got)
-	{
-		bool		isnull = true;
-		Datum		slice = (Datum) 0;
-
-		values[2] = Int32GetDatum((int32) at + 1);
-		swarm_spi_begin(&spi);
-		if (swarm_spi_query("SELECT pg_catalog.substr(data, $3, 1048576) FROM swarm._s3_file "
-							"WHERE batch = $1 AND no = $2", 3, types, values, NULL) > 0)
-			slice = swarm_spi_column(0, 1, &isnull);
-		if (isnull)
-			ereport(ERROR,
-					(errcode(ERRCODE_NO_DATA), errmsg("the data of the file are not there any more")));
-		got = VARSIZE_ANY_EXHDR(DatumGetPointer(slice));
-		swarm_spool_write(spool, VARDATA_ANY(DatumGetPointer(slice)), got);
-		swarm_spi_end(&spi);
-		if (got < SLICE)
-			break;
-	}
+	swarm_spi_begin(&spi);
+	if (swarm_spi_query("SELECT data FROM swarm._s3_file WHERE batch = $1 AND no = $2",
+						2, types, values, NULL) > 0)
+		data = swarm_spi_column(0, 1, &isnull);
+	if (isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_NO_DATA), errmsg("the data of the file are not there any more")));
+	copy_value(spool, data);
+	swarm_spi_end(&spi);
 }
 
 /* ---- large objects ---- */
@@ -514,13 +429,13 @@ key_column(Oid relation)
 
 /* column_value: run such a query; exactly one row, not NULL. */
 static Datum
-column_value(const SwarmSource *source, const char *sql, int32 from)
+column_value(const SwarmSource *source, const char *sql)
 {
-	Oid			types[] = {TEXTOID, INT4OID};
-	Datum		values[] = {CStringGetTextDatum(text_of(source, "key")), Int32GetDatum(from)};
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(text_of(source, "key"))};
 	bool		isnull;
 	Datum		value;
-	int			rc = SPI_execute_with_args(sql, from > 0 ? 2 : 1, types, values, NULL, true, 2);
+	int			rc = SPI_execute_with_args(sql, 1, types, values, NULL, true, 2);
 
 	if (rc != SPI_OK_SELECT)
 		elog(ERROR, "could not read a column: %s", SPI_result_code_string(rc));
@@ -546,7 +461,7 @@ column_size(const SwarmSource *source)
 	int64		size;
 
 	SPI_connect();
-	size = DatumGetInt32(column_value(source, sql, 0));
+	size = DatumGetInt32(column_value(source, sql));
 	SPI_finish();
 	return size;
 }
@@ -558,29 +473,14 @@ copy_column(SwarmSpool *spool, const SwarmSource *source)
 	char	   *sql = column_query(source, "%", &is_bytea);
 
 	SPI_connect();
-	if (!is_bytea)
+	if (is_bytea)
+		copy_value(spool, column_value(source, sql));
+	else
 	{
-		char	   *value = TextDatumGetCString(column_value(source, sql, 0));
+		char	   *value = TextDatumGetCString(column_value(source, sql));
 		char	   *utf8 = pg_server_to_any(value, strlen(value), PG_UTF8);
 
 		swarm_spool_write(spool, utf8, strlen(utf8));
-		SPI_finish();
-		return;
-	}
-	sql = column_query(source, "pg_catalog.substr(%, $2, 1048576)", &is_bytea);
-	for (int64 at = 0;;)
-	{
-		Datum		slice = column_value(source, sql, (int32) at + 1);
-		int			got;
-
-		slice = PointerGetDatum(PG_DETOAST_DATUM_PACKED(slice));
-		got = VARSIZE_ANY_EXHDR(DatumGetPointer(slice));
-		swarm_spool_write(spool, VARDATA_ANY(DatumGetPointer(slice)), got);
-		SPI_freetuptable(SPI_tuptable);
-		CHECK_FOR_INTERRUPTS();
-		at += got;
-		if (got < SLICE)
-			break;
 	}
 	SPI_finish();
 }
@@ -631,7 +531,7 @@ check_copy_options(Jsonb *options)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("unknown option \"%s\"", pnstrdup(v.val.string.val, v.val.string.len)),
-					 errhint("Options are header, delimiter, null, quote and escape. Options of requests belong to s3_upload() with from_query().")));
+					 errhint("Options are header, delimiter, null, quote, escape, and for s3_export() compress. Those of requests belong to s3_upload() with from_query().")));
 	}
 }
 
@@ -678,6 +578,7 @@ swarm_source_query(SwarmSpool *spool, const char *sql, const char *format, Jsonb
 	List	   *parsed;
 	RawStmt    *raw;
 	CopyToState copy;
+	SwarmSpool *copied = spool;
 	struct stat st;
 
 	swarm_check_format(format);
@@ -695,25 +596,34 @@ swarm_source_query(SwarmSpool *spool, const char *sql, const char *format, Jsonb
 		return;
 	}
 
-	/* COPY writes into the temporary file by its name */
-	spool_to_file(spool);
+	/* COPY writes into a temporary file by its name */
+	if (spool->codec != NULL)
+		copied = swarm_spool_create(CurrentMemoryContext, 0, NULL);
+	swarm_spool_to_file(copied);
 	pstate = make_parsestate(NULL);
 	pstate->p_sourcetext = sql;
 	copy = swarm_begin_copy_to(pstate, raw,
-							   psprintf("%s/%s", DataDir, FilePathName(spool->file)),
+							   psprintf("%s/%s", DataDir, FilePathName(copied->file)),
 							   swarm_copy_options(format, options));
 	DoCopyTo(copy);
 	EndCopyTo(copy);
 	free_parsestate(pstate);
-	if (fstat(FileGetRawDesc(spool->file), &st) != 0)
+	if (fstat(FileGetRawDesc(copied->file), &st) != 0)
 		ereport(ERROR,
 				(errcode_for_file_access(), errmsg("could not read a temporary file: %m")));
-	spool->length = st.st_size;
-	if (spool->limit > 0 && spool->length > spool->limit)
+	if (spool->limit > 0 && st.st_size > spool->limit)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("file exceeds %dMB limit", (int) (spool->limit / (1024 * 1024))),
 				 errhint("The limit is pg_swarm.s3_max_file_size.")));
+	if (copied == spool)
+	{
+		spool->length = st.st_size;
+		return;
+	}
+	swarm_spool_copy(spool, FileGetRawDesc(copied->file), st.st_size);
+	FileClose(copied->file);
+	copied->file = -1;
 }
 
 /* query_to_lines: each row as a JSON object on a line. */

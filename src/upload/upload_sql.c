@@ -53,6 +53,7 @@ static void insert_batch(SwarmUpload *upload);
 static void insert_file(const SwarmUploadFile *file, SPIPlanPtr *plan);
 static SwarmUpload *load_visible(int64 batch, int64 *job, bool *finished, int64 *ms);
 static Jsonb *refusal(const char *message);
+static void compress_object(SwarmUpload *upload, const char *name);
 static char *tags_header(Jsonb *options);
 
 /* ------------------------------------------------------------------------
@@ -111,6 +112,8 @@ swarm_s3_export(PG_FUNCTION_ARGS)
 	SwarmUpload *upload = palloc0(sizeof(SwarmUpload));
 	SwarmUploadFile *file = palloc0(sizeof(SwarmUploadFile));
 	SwarmSpool *spool;
+	Jsonb	   *options;
+	char	   *compress;
 	char	   *arguments[5];
 	int64		started = swarm_net_ms();
 
@@ -131,8 +134,17 @@ swarm_s3_export(PG_FUNCTION_ARGS)
 	upload->nfiles = 1;
 	upload->files = file;
 	swarm_s3_check_object(upload->server, upload->bucket, arguments[2]);
-	spool = swarm_spool_create(CurrentMemoryContext, swarm_s3_max_file_kb * INT64CONST(1024));
-	swarm_source_query(spool, arguments[3], arguments[4], PG_ARGISNULL(5) ? NULL : PG_GETARG_JSONB_P(5));
+	options = PG_ARGISNULL(5) ? NULL : PG_GETARG_JSONB_P(5);
+	compress = swarm_json_text(options, "compress");
+	if (compress != NULL)
+	{
+		compress_object(upload, compress);
+		options = DatumGetJsonbP(DirectFunctionCall2(jsonb_delete, JsonbPGetDatum(options),
+													 CStringGetTextDatum("compress")));
+	}
+	spool = swarm_spool_create(CurrentMemoryContext, swarm_s3_max_file_kb * INT64CONST(1024),
+							   compress ? swarm_codec_begin(CurrentMemoryContext, compress, true) : NULL);
+	swarm_source_query(spool, arguments[3], arguments[4], options);
 	file->upload = upload;
 	file->no = 1;
 	file->name = file->key = arguments[2];
@@ -171,6 +183,7 @@ run_here(SwarmUpload *upload)
 		MemoryContextSwitchTo(upload->context);
 		edata = CopyErrorData();
 		FlushErrorState();
+		swarm_upload_await_ids(upload);
 		swarm_upload_drop(upload);
 		upload->cancelled = true;
 		for (int i = 0; i < upload->nfiles; i++)
@@ -453,6 +466,7 @@ swarm_upload_options(SwarmUpload *upload, Jsonb *options)
 
 	upload->headers = NIL;
 	upload->crc32c = upload->sha256 = false;
+	upload->compress = NULL;
 	if (options == NULL)
 		return;
 	if (!JB_ROOT_IS_OBJECT(options))
@@ -485,6 +499,11 @@ swarm_upload_options(SwarmUpload *upload, Jsonb *options)
 			upload->sha256 = strcmp(string_of(&v), "sha256") == 0;
 			known = upload->crc32c || upload->sha256;
 		}
+		else if (strcmp(key, "compress") == 0 && v.type == jbvString)
+		{
+			compress_object(upload, string_of(&v));
+			known = true;
+		}
 		else if (strcmp(key, "tags") == 0 && v.type == jbvBinary)
 		{
 			known = true;
@@ -494,8 +513,25 @@ swarm_upload_options(SwarmUpload *upload, Jsonb *options)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("unknown option \"%s\", or its value is not possible", key),
-					 errhint("Options are timestamped, checksum (crc32c or sha256), tags (an object), encryption, kms_key, storage_class, cache_control, content_disposition, content_encoding and acl.")));
+					 errhint("Options are timestamped, compress (gzip or zstd), checksum (crc32c or sha256), tags (an object), encryption, kms_key, storage_class, cache_control, content_disposition, content_encoding and acl.")));
 	}
+	if (upload->compress != NULL && swarm_json_text(options, "content_encoding") != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("options \"compress\" and \"content_encoding\" exclude each other")));
+}
+
+/* compress_object: what is sent is compressed, and says so. */
+static void
+compress_object(SwarmUpload *upload, const char *name)
+{
+	if (strcmp(name, "gzip") != 0 && strcmp(name, "zstd") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("unknown compression \"%s\"", name), errhint("It is gzip or zstd.")));
+	swarm_codec_check(name);
+	upload->compress = strcmp(name, "gzip") == 0 ? "gzip" : "zstd";
+	upload->headers = lappend(upload->headers, swarm_s3_pair("content-encoding", name));
 }
 
 /* tags_header: {"a": "b"} as a=b, encoded. */
@@ -683,7 +719,7 @@ load_visible(int64 batch, int64 *job, bool *finished, int64 *ms)
 
 	CommandCounterIncrement();
 	upload = swarm_upload_load(CurrentMemoryContext, batch, &owner, job, finished, ms);
-	if (upload == NULL || !is_member_of_role(GetUserId(), owner))
+	if (upload == NULL || !has_privs_of_role(GetUserId(), owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("batch " INT64_FORMAT " does not exist", batch)));
 	return upload;

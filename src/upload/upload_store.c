@@ -57,7 +57,7 @@ swarm_upload_store(SwarmUpload *upload)
 	if (upload->batch == 0)
 		return;
 	swarm_spi_begin(&spi);
-	for (int i = 0; i < upload->nfiles; i++)
+	for (int i = upload->first; i < upload->top; i++)
 	{
 		if (upload->files[i].dirty)
 			store_file(&upload->files[i], &plan);

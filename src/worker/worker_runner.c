@@ -162,8 +162,8 @@ swarm_runner_turn(SwarmShard *my_shard, SwarmSlot *my_slot, MemoryContext contex
 	MemoryContextSwitchTo(context);
 	MemoryContextDelete(turn);
 	pgstat_report_stat(false);
-	(void) swarm_errand_turn(my_shard, my_slot);	/* who waits, waits not for
-												 * all jobs */
+	(void) swarm_errand_turn(my_shard, my_slot);	/* who waits, waits not
+													 * for all jobs */
 	return true;
 }
 

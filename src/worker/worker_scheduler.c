@@ -236,6 +236,7 @@ turn(void)
 {
 	TimestampTz next;
 	uint32		wakes;
+	uint32		events_read;
 	bool		rebuild,
 				held,
 				config,
@@ -261,7 +262,8 @@ turn(void)
 	/* half a restore is no base for decisions */
 	scan = shard->scan_from != SWARM_NO_SCAN && !shard->held;
 	rechecks = shard->nrechecks > 0 && !shard->held;
-	events = shard->events_written != shard->events_read;
+	events_read = shard->events_read;
+	events = shard->events_written != events_read;
 	history = shard->want_partition ||
 		(swarm_now() >= next_history &&
 		 shard->completed + shard->dead + shard->cancelled > 0);
@@ -292,8 +294,12 @@ turn(void)
 		shard->nrechecks = SWARM_FINISHED_PARENTS + 1;
 		LWLockRelease(swarm_job_lock);
 	}
-	if (events)
-		step("events", swarm_job_send_events);
+	if (events && !step("events", swarm_job_send_events))
+	{
+		LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
+		shard->events_read = events_read;	/* those, and what came since */
+		LWLockRelease(swarm_job_lock);
+	}
 	start_runners();
 	if (run_here())
 		more = true;

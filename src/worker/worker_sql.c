@@ -177,6 +177,8 @@ swarm_worker_health(PG_FUNCTION_ARGS)
 static void
 check_shard(ReturnSetInfo *rsinfo, const SwarmShard *shard)
 {
+	bool		in_memory = swarm_shard_has_ready(shard);
+
 	put_check(rsinfo, "scheduler", shard->restarts <= 1,
 			  shard->restarts <= 1 ? "the scheduler is stable" :
 			  psprintf("the scheduler was restarted %d times in a row", shard->restarts),
@@ -193,8 +195,8 @@ check_shard(ReturnSetInfo *rsinfo, const SwarmShard *shard)
 			  psprintf("background work on %d objects, failing on %d",
 					   shard->nchores, shard->chores_failing),
 			  "It is tried again after a minute; the server log tells why it failed.");
-	put_check(rsinfo, "memory", shard->scan_from == SWARM_NO_SCAN,
-			  shard->scan_from == SWARM_NO_SCAN ? "all ready jobs are in memory" :
+	put_check(rsinfo, "memory", in_memory,
+			  in_memory ? "all ready jobs are in memory" :
 			  "some jobs wait on disk until there is room in memory",
 			  "Raise pg_swarm.job_slots if this lasts.");
 	put_check(rsinfo, "jobs released", !shard->held,

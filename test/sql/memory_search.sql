@@ -52,6 +52,23 @@ SELECT swarm.memory_reembed('s/plain');
 SELECT key FROM swarm.memory_search('s/plain', 'x', mode => 'fuzzy');
 SELECT key FROM swarm.memory_search('s/plain', 'x', -1);
 SELECT key FROM swarm.memory_search('s/plain', NULL);
+-- without an index a text search reads a bounded number of entries
+SELECT swarm.namespace_create('s/many');
+INSERT INTO swarm._memory SELECT n.id, 'm' || i, 1, NULL, NULL, now(), now(), 10, n.owner, '{}', jsonb_build_object('text', 'whale ' || i, 'ten', i % 1000)
+FROM swarm._namespace n, generate_series(1, 10000) i WHERE n.name = 's/many';
+SELECT key FROM swarm.memory_search('s/many', '4711');
+SELECT swarm.memory_store('s/many', 'm10001', '1', '1 hour');
+\set VERBOSITY default
+\set SHOW_CONTEXT never
+SELECT key FROM swarm.memory_search('s/many', '4711');
+\set VERBOSITY terse
+SELECT key FROM swarm.memory_search('s/many', 'whale', 3, 'text', '{"ten": 711}') ORDER BY key;
+SELECT swarm._clock_advance('1 hour') IS NOT NULL AS moved;
+SELECT key FROM swarm.memory_search('s/many', '4711', mode => 'text');
+SELECT swarm._clock_advance(NULL) IS NOT NULL AS moved;
+SELECT swarm.memory_store('s/many', 'm10001', '1') > 0 AS stored, swarm.namespace_alter('s/many', '{"words": true}');
+SELECT key FROM swarm.memory_search('s/many', '4711');
+SELECT swarm.namespace_drop('s/many');
 -- words without embeddings: an index serves the text search
 SELECT swarm.namespace_alter('s/plain', '{"words": true}');
 SELECT count(swarm.memory_store('s/plain', 'n' || i, to_jsonb('number ' || i || CASE WHEN i % 1000 = 0 THEN ' rare' ELSE '' END), '1 day')) FROM generate_series(1, 3000) i;

@@ -141,6 +141,28 @@ SELECT swarm.memory_usage('delete', key => 'u1') - 'timestamp', (swarm.memory_us
 SELECT swarm.memory_usage('forget', key => 'u1') - 'timestamp', swarm.memory_usage('store') - 'timestamp';
 SELECT (swarm.memory_usage('list')->>'timestamp') ~ '^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$' AS iso;
 
+-- overwriting: twice in a statement, what is large, what has expired, and where the table is not as it was made
+SELECT swarm.memory_store('t/plain', 'o', '1'), swarm.memory_store('t/plain', 'o', '2'), swarm.memory_store('t/plain', 'o', '3', '1 hour');
+SELECT swarm.memory_store('t/plain', 'o', (SELECT jsonb_agg(md5(i::text)) FROM generate_series(1, 1000) i), tags => '{large}'),
+       jsonb_array_length(swarm.memory_get('t/plain', 'o')) AS n;
+SELECT swarm.memory_store('t/plain', 'o', (SELECT jsonb_agg(md5(i::text)) FROM generate_series(1, 2000) i), '1 hour'),
+       jsonb_array_length(swarm.memory_get('t/plain', 'o')) AS n;
+SELECT swarm.memory_store('t/plain', 'o', '4', '1 min', expect_version => 4), swarm.memory_store('t/plain', 'o', '5', '1 min', expect_version => 5);
+SELECT value, version, tags, created_at < updated_at AS older, sweep_at IS NOT DISTINCT FROM expires_at AS in_time FROM swarm._memory WHERE key = 'o';
+UPDATE swarm._memory SET expires_at = now() - interval '1 s', sweep_at = now() + interval '10 s' WHERE key = 'o';
+SELECT swarm.memory_store('t/plain', 'o', '6', expect_version => 6) AS expired;
+SELECT swarm.memory_store('t/plain', 'o', '7', keep_ttl => true), swarm.memory_ttl('t/plain', 'o') IS NULL AS for_ever;
+SELECT version, created_at = updated_at AS new FROM swarm._memory WHERE key = 'o';
+ALTER TABLE swarm._memory ADD CONSTRAINT small CHECK (key <> 'o' OR value <> '8');
+SELECT swarm.memory_store('t/plain', 'o', '8');
+ALTER TABLE swarm._memory DROP CONSTRAINT small;
+CREATE FUNCTION pg_temp.loud() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE NOTICE '% %', TG_OP, NEW.value; RETURN NEW; END $$;
+BEGIN;
+CREATE TRIGGER loud BEFORE UPDATE ON swarm._memory FOR EACH ROW WHEN (NEW.key = 'o') EXECUTE FUNCTION pg_temp.loud();
+SELECT swarm.memory_store('t/plain', 'o', '9');
+ROLLBACK;
+SELECT swarm.memory_store('t/plain', 'o', '9');
+
 -- transactions
 BEGIN;
 SELECT swarm.memory_store('t/plain', 'tx', '1');

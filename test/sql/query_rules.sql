@@ -42,7 +42,7 @@ CALL query_rules.until(format('(SELECT state = ''paused'' FROM swarm.queries WHE
 SELECT id = :within AS within, state, permission_mode FROM swarm.queries WHERE id IN (:within, :both) ORDER BY id;
 SELECT swarm.optimizer_stop();
 SELECT swarm.rule_enable('upgrade-to-deep');
-SELECT name, acted > 0 AS acted, failed > 0 AS failed, error FROM swarm._rule WHERE name LIKE 'query_rules%' ORDER BY priority DESC;
+SELECT name, acted > 0 AS acted, failed > 0 AS failed, error FROM swarm._rule JOIN swarm._rule_use USING (name) WHERE name LIKE 'query_rules%' ORDER BY priority DESC;
 SELECT DISTINCT action, detail FROM swarm.query_events WHERE query = :within ORDER BY 1, 2;
 SELECT DISTINCT action, detail FROM swarm.query_events WHERE query = :budget ORDER BY 1, 2;
 SELECT s->'isMonitoring' AS on, s->'interval' AS period, (s->>'rulesCount')::int > 5 AS some FROM swarm.optimizer_status() s;
@@ -94,7 +94,8 @@ SELECT r->'rollback_all' AS done, (r->>'rules')::int > 5 AS rules, (r->>'flags')
 SELECT swarm.flag_enabled('asyncExecution', 'x'), swarm.optimizer_status()->'isMonitoring', swarm.optimizer_status()->'rulesCount';
 -- as shipped again
 DELETE FROM swarm._rule WHERE NOT shipped;
-UPDATE swarm._rule SET enabled = name NOT IN ('optimize-tokens', 'throttle-under-load', 'temp-files-termination', 'spill-work-mem'), acted = 0, failed = 0, error = NULL, acted_at = NULL;
+UPDATE swarm._rule SET enabled = name NOT IN ('optimize-tokens', 'throttle-under-load', 'temp-files-termination', 'spill-work-mem');
+UPDATE swarm._rule_use SET acted = 0, failed = 0, error = NULL, acted_at = NULL;
 DELETE FROM swarm._flag;
 DELETE FROM swarm._query_event WHERE query IN (SELECT id FROM swarm._query WHERE metadata->>'app' = 'rules');
 DELETE FROM swarm._query WHERE metadata->>'app' = 'rules';

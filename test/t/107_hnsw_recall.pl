@@ -81,6 +81,38 @@ note "three quarters deleted: $few";
 cmp_ok($few, '>=', $fresh - 0.02, 'three quarters deleted: recall within two points');
 same_rows($node, 'late', 'three quarters deleted');
 
+# A scan that may go on chooses its rows from all that the walk scored, not only
+# from its ef_search best: never worse, and with two bits a dimension better.
+$node->safe_psql('postgres', q{
+CREATE TABLE rough (id bigint PRIMARY KEY, e real[]);
+INSERT INTO rough SELECT i, point(i) FROM generate_series(1, 4000) i;
+CREATE INDEX rough_e ON rough USING qhnsw (e real_l2_ops) WITH (quantizer = rabitq2);
+CREATE FUNCTION found(OUT hits int, OUT fetched int) LANGUAGE plpgsql SET qhnsw.ef_search = 10 SET qhnsw.rerank = heap AS $$
+DECLARE
+	query record;
+	want bigint[];
+	got bigint[];
+BEGIN
+	hits := 0;
+	fetched := 0;
+	FOR query IN SELECT q FROM queries LOOP
+		SET LOCAL enable_indexscan = off;
+		SET LOCAL enable_seqscan = on;
+		EXECUTE 'SELECT ARRAY(SELECT id FROM rough ORDER BY e <-> $1 LIMIT 10)' INTO want USING query.q;
+		SET LOCAL enable_indexscan = on;
+		SET LOCAL enable_seqscan = off;
+		EXECUTE 'SELECT ARRAY(SELECT id FROM rough ORDER BY e <-> $1 LIMIT 10)' INTO got USING query.q;
+		hits := hits + (SELECT count(*) FROM unnest(got) g WHERE g = ANY (want));
+		fetched := fetched + (SELECT s.fetched FROM swarm.qhnsw_scan_stats() s);
+	END LOOP;
+END $$});
+my ($off_hits, $off_fetched) = split /\|/, $node->safe_psql('postgres', 'SET qhnsw.iterative_scan = off; SELECT * FROM found()');
+my ($hits, $fetched) = split /\|/, $node->safe_psql('postgres', 'SET qhnsw.iterative_scan = strict; SELECT * FROM found()');
+note "ef_search 10: $off_hits of 2000 found with $off_fetched rows read, $hits with $fetched";
+cmp_ok($off_fetched, '<=', 2000, 'a scan of one walk looks at its ef_search best');
+cmp_ok($fetched, '>', $off_fetched, 'a scan that may go on looks at what came near them, too');
+cmp_ok($hits, '>', $off_hits, 'and finds more');
+
 $node->stop;
 unlike(slurp_file($node->logfile), qr/TRAP:|PANIC:|was terminated by signal|XX00/, 'no crash');
 done_testing();

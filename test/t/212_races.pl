@@ -75,6 +75,19 @@ $node->safe_psql('postgres', "SELECT swarm.job_retry($id)");
 fault('job.swept', 'none');
 poll_ok($node, "SELECT state FROM swarm.jobs WHERE id = $id", 'it does not wait for a day', 'completed');
 
+# A job is cancelled when a sweep has read it: who waits for it is not deceived by
+# what the sweep has put into memory.
+$id = $node->safe_psql('postgres', q{SELECT swarm.job_enqueue('work', run_at => now() + '1 day')});
+fault('job.swept');
+$node->safe_psql('postgres', q{SELECT swarm.handler_drop('another')});
+in_step('sweep');
+$node->safe_psql('postgres', "SELECT swarm.job_cancel($id)");
+fault('job.swept', 'none');
+answers($node, 'the sweep is over');
+poll_ok($node, q{SELECT depth FROM swarm.queues WHERE queue = 'default'}, '... and memory has what is no more', '1');
+is($node->safe_psql('postgres', "SET statement_timeout = '$PostgreSQL::Test::Utils::timeout_default s'; SELECT state FROM swarm.job_wait($id, '1 hour')"),
+	'cancelled', 'a wait for a job that has ended');
+
 # Who calls while the scheduler waits for a lock, is heard.
 fault('scheduler.step');
 $node->safe_psql('postgres', q{SELECT swarm.queue_create('another')});
@@ -82,6 +95,24 @@ in_step('settings');
 $id = $node->safe_psql('postgres', q{SELECT swarm.job_enqueue('work', run_at => clock_timestamp() + '200 ms')});
 fault('scheduler.step', 'none');
 poll_ok($node, "SELECT state FROM swarm.jobs WHERE id = $id", 'a job that is due soon', 'completed');
+
+# Events whose NOTIFY fails are sent by the next turn.
+my $listener = start_psql($node);
+say_psql($listener, 'LISTEN swarm_events');
+$node->safe_psql('postgres', q{
+SELECT swarm.queue_create('told', notify => true);
+SELECT swarm._fault_arm('job.events', 'error', 0, 1)});
+$id = $node->safe_psql('postgres', q{SELECT swarm.job_enqueue('work', queue => 'told')});
+my $told = '';
+for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+{
+	$told = say_psql($listener, 'SELECT 1');
+	last if $told =~ /swarm_events/;
+	select undef, undef, undef, 0.1;
+}
+like($told, qr/"job": $id, "state": "completed"/, 'an event is told, though not at the first attempt');
+like(slurp_file($node->logfile), qr/fault point "job.events" was reached/, '... which has failed');
+finish_psql($listener);
 
 # Another database has all of the memory.
 $node->safe_psql('postgres', 'CREATE DATABASE full_of_jobs');

@@ -136,9 +136,15 @@ until_gone();
 is(s3_parts($s3), 0, '... no part is left of the other');
 sub until_gone { for (1 .. 100) { last unless s3_parts($s3); select undef, undef, undef, 0.1; } return; }
 
+s3_clear($s3);
+s3_rules($s3, { match => '^POST .*uploads', delay => 1500 });
+sql_fails($node, q{SET statement_timeout = '500ms'; SELECT swarm.s3_upload_sync('fake', 'docs', } . files_sql(1, q{convert_to(repeat('0123456789abcdef', 512 * 1024), 'UTF8')}) . ')', qr/57014/, 'ended while an upload is being begun');
+is(s3_parts($s3), 0, '... it is aborted, too');
+is(scalar(grep { /^DELETE .*uploadId/ } s3_log($s3)), 1, '... when its id is there') or diag join "\n", s3_log($s3);
+
 # No room for a temporary file
 sql_fails($node, q{SELECT swarm.s3_export('fake', 'docs', 'x', 'SELECT 1', 'json', '{"encryption": "AES256"}')}, qr/22023.*unknown option "encryption"/s, 'an option of requests is not left out in silence');
-sql_fails($node, q{SET temp_file_limit = '1MB'; SELECT swarm.s3_export('fake', 'docs', 'x', 'SELECT repeat(''x'', 1000) FROM generate_series(1, 10000)', 'json')}, qr/53400/, 'temp_file_limit');
+sql_fails($node, q{SET temp_file_limit = '1MB'; SELECT swarm.s3_export('fake', 'docs', 'x', 'SELECT repeat(''x'', 1000) FROM generate_series(1, 40000)', 'json')}, qr/53400/, 'temp_file_limit');
 is(sql(q{SELECT swarm.s3_head('fake', 'docs', 'x') IS NULL}), 't', '... nothing is stored');
 
 # Many files in a batch, when it is allowed: those that are open at a time are few.

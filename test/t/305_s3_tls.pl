@@ -9,6 +9,7 @@ use Test::More;
 use SwarmTest;
 use S3Test;
 
+require IO::Socket::SSL if $ENV{PG_SWARM_NEED_S3};
 plan skip_all => 'no IO::Socket::SSL here; test/tools/provision s3 installs it' unless eval { require IO::Socket::SSL; 1 };
 my ($openssl) = grep { -x "$_/openssl" } split /:/, $ENV{PATH};
 plan skip_all => 'no openssl here; test/tools/provision s3 installs it' unless $openssl;

@@ -112,6 +112,12 @@ is(sql(q{SELECT h ->> 'type', h ->> 'etag' FROM swarm.s3_head('folder', 'docs', 
 append_to_file("$bucket/deep/er/hello.txt", ' world');
 is(sql(q{SELECT h ->> 'type', h ->> 'etag' FROM swarm.s3_head('folder', 'docs', 'deep/er/hello.txt') h}), 'application/octet-stream|' . md5_hex('hello world'), 'one that was changed');
 
+# Of a large one the MD5 can be interrupted: this one would take minutes.
+append_to_file("$bucket/sparse", '');
+truncate "$bucket/sparse", 100 * 1024 * 1024 * 1024 or die "truncate: $!";
+sql_fails($node, q{SET statement_timeout = '200ms'; SELECT swarm.s3_head('folder', 'docs', 'sparse')}, qr/57014/, 'the MD5 of a foreign file can be interrupted');
+unlink "$bucket/sparse";
+
 # Export and import
 foreach my $format (qw(csv text binary json))
 {

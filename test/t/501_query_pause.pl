@@ -18,7 +18,7 @@ data_tables($node);
 # come there.  The statement is repeated until one has, and each result compared.
 # ---------------------------------------------------------------------------
 
-# node => [settings, rows with a number v]
+# node => [settings, rows with a number v, node where it is held if the name is not that]
 my $joins = 'SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_nestloop = off; ';
 my $scans = 'SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_indexscan = off; SET enable_indexonlyscan = off; ';
 my %nodes = (
@@ -51,8 +51,42 @@ my %nodes = (
 	'Limit' => [ '', 'SELECT id AS v FROM big LIMIT 300' ],
 	'ProjectSet' => [ '', 'SELECT generate_series(1, 3) AS v FROM big WHERE id <= 100' ],
 	'Result' => [ '', q{SELECT id AS v FROM big WHERE id + 0 <= 300 AND current_setting('port') <> '' } ],
-	'LockRows' => undef, 'ModifyTable' => undef,	# asked by the executor itself, in a function
+	'Memoize' => [ "$joins SET enable_nestloop = on; SET enable_bitmapscan = off; SET enable_material = off",
+		'SELECT b.id AS v FROM few a LEFT JOIN big b ON b.g = a.k WHERE b.id % 10 = 7 OR pg_sleep(0.001) IS NULL' ],
+	'WorkTable Scan' => [ "$joins SET enable_nestloop = on",
+		'WITH RECURSIVE a(v) AS (SELECT id FROM big WHERE id <= 300 UNION ALL SELECT a.v FROM a LEFT JOIN big b ON b.id = a.v WHERE b.id IS NULL OR pg_sleep(0.001) IS NULL) SELECT v FROM a' ],
+	# asked by the executor itself, in a function
+	(map { $_ => undef } ('LockRows', 'ModifyTable', 'Named Tuplestore Scan')),
+	(map { $_ => [ 'SET enable_hashjoin = on', undef, 'ModifyTable' ] } ('INSERT', 'ON CONFLICT', 'DELETE')),
+	'MERGE' => [ 'SET enable_mergejoin = off; SET enable_nestloop = off', undef, 'Hash Join' ],
 );
+# functions that are tables, where the server has them
+my $xml = join '', map { "<x>$_</x>" } 1 .. 300;
+my $json = join ',', 1 .. 300;
+if ($node->pg_version >= 17)
+{
+	$nodes{'Table Function Scan'} = [ '', "SELECT v FROM JSON_TABLE(jsonb '[$json]', '\$[*]' COLUMNS (v int PATH '\$'))" ];
+}
+elsif ($node->psql('postgres', q{SELECT xml '<x/>'}) == 0)
+{
+	$nodes{'Table Function Scan'} = [ '', "SELECT v FROM XMLTABLE('/r/x' PASSING xml '<r>$xml</r>' COLUMNS v int PATH '.')" ];
+}
+if ($node->safe_psql('postgres', q{SELECT count(*) FROM pg_available_extensions WHERE name = 'postgres_fdw'}))
+{
+	my ($host, $port) = ($node->host, $node->port);
+
+	$node->safe_psql('postgres', <<"X");
+CREATE EXTENSION postgres_fdw;
+CREATE SERVER here FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '$host', port '$port', dbname 'postgres', async_capable 'true');
+CREATE USER MAPPING FOR PUBLIC SERVER here;
+CREATE FOREIGN TABLE far (id int, g int) SERVER here OPTIONS (table_name 'big');
+CREATE TABLE fars (id int, g int) PARTITION BY RANGE (id);
+CREATE FOREIGN TABLE far1 PARTITION OF fars FOR VALUES FROM (0) TO (10000) SERVER here OPTIONS (table_name 'parts1');
+CREATE FOREIGN TABLE far2 PARTITION OF fars FOR VALUES FROM (10000) TO (30000) SERVER here OPTIONS (table_name 'parts2');
+X
+	$nodes{'Foreign Scan'} = [ '', 'SELECT g AS v FROM far WHERE id <= 300' ];
+	$nodes{'Foreign Scans, asynchronous'} = [ '', 'SELECT g AS v FROM fars WHERE id BETWEEN 9900 AND 10200', 'Append' ];
+}
 $node->safe_psql('postgres', <<'X');
 INSERT INTO copy SELECT * FROM big WHERE id <= 300;
 CREATE FUNCTION "do ModifyTable"() RETURNS bigint LANGUAGE sql AS $$
@@ -63,9 +97,48 @@ CREATE FUNCTION "do LockRows"() RETURNS bigint LANGUAGE sql AS $$
     SELECT pg_sleep(0.001) FROM big WHERE id <= 300 FOR UPDATE;
     SELECT count(*) FROM copy;
 $$;
+CREATE TABLE few AS SELECT 1 + i % 3 AS k FROM generate_series(1, 30) i;
+ANALYZE few;
+CREATE TABLE target (id int PRIMARY KEY, g int);
+INSERT INTO target SELECT id, g FROM big WHERE id <= 300;
+CREATE FUNCTION target() RETURNS bigint LANGUAGE sql AS 'SELECT sum(id * g) + count(*) FROM target';
+CREATE FUNCTION "do INSERT"() RETURNS bigint LANGUAGE sql AS $$
+    DELETE FROM target;
+    INSERT INTO target SELECT id, g FROM big WHERE id <= 300 RETURNING pg_sleep(0.001);
+    SELECT target();
+$$;
+CREATE FUNCTION "do ON CONFLICT"() RETURNS bigint LANGUAGE sql AS $$
+    INSERT INTO target AS t SELECT id, g FROM big WHERE id <= 300 ON CONFLICT (id) DO UPDATE SET g = EXCLUDED.g RETURNING pg_sleep(0.001);
+    SELECT target();
+$$;
+CREATE FUNCTION "do DELETE"() RETURNS bigint LANGUAGE sql AS $$
+    DELETE FROM target WHERE id <= 300 RETURNING pg_sleep(0.001);
+    INSERT INTO target SELECT id, g FROM big WHERE id <= 300;
+    SELECT target();
+$$;
+CREATE FUNCTION "do MERGE"() RETURNS bigint LANGUAGE sql AS $$
+    MERGE INTO target t USING (SELECT id, g FROM big WHERE id <= 300) s ON t.id = s.id
+    WHEN MATCHED AND s.id % 3 = 0 THEN DELETE
+    WHEN MATCHED THEN UPDATE SET g = s.g + length(pg_sleep(0.001)::text)
+    WHEN NOT MATCHED THEN INSERT VALUES (s.id, s.g);
+    MERGE INTO target t USING (SELECT id, g FROM big WHERE id <= 300) s ON t.id = s.id
+    WHEN NOT MATCHED THEN INSERT VALUES (s.id, s.g + length(pg_sleep(0.001)::text));
+    SELECT target();
+$$;
+CREATE TABLE watched AS SELECT id, g FROM big WHERE id <= 300;
+CREATE FUNCTION watched() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    ASSERT (SELECT count(pg_sleep(0.001)) FROM new_rows) = 300;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER watched AFTER UPDATE ON watched REFERENCING NEW TABLE AS new_rows EXECUTE FUNCTION watched();
+CREATE FUNCTION "do Named Tuplestore Scan"() RETURNS bigint LANGUAGE sql AS $$
+    UPDATE watched SET g = g;
+    SELECT sum(g) FROM watched;
+$$;
 CREATE TABLE seen (node text PRIMARY KEY);
 -- ask a query to pause until it was held at the node, at most so often
-CREATE PROCEDURE hold_at(q bigint, wanted text, times int) LANGUAGE plpgsql AS $$
+CREATE PROCEDURE hold_at(q bigint, name text, wanted text, times int) LANGUAGE plpgsql AS $$
 DECLARE
     at text;
 BEGIN
@@ -78,7 +151,7 @@ BEGIN
         COMMIT;
         PERFORM pg_sleep(0.003);
     END LOOP;
-    INSERT INTO seen VALUES (wanted);
+    INSERT INTO seen VALUES (name);
     IF at IS DISTINCT FROM wanted THEN
         RAISE 'held at %', at;
     END IF;
@@ -94,7 +167,9 @@ SELECT swarm.query_wait(:id, '60 s')}), "paused\nterminated", 'paused in the sta
 
 for my $name (sort keys %nodes)
 {
-	my ($settings, $rows) = $nodes{$name} ? @{ $nodes{$name} } : ('', '');
+	my ($settings, $rows, $at) = @{ $nodes{$name} || [ '' ] };
+
+	$at ||= $name;
 	my $all = "SET max_parallel_workers_per_gather = 0; SET jit = off; $settings;";
 	my $sql = $rows ? "SELECT sum(v) + 0 * count(pg_sleep(0.001)) FROM ($rows) s" : qq{SELECT "do $name"()};
 	my $expected = $node->safe_psql('postgres', "$all $sql");
@@ -112,8 +187,8 @@ BEGIN
     END LOOP;
 END \$\$
 X
-	my ($rc, $out, $err) = $node->psql('postgres', "CALL hold_at($id, '$name', 1000)");
-	is($err, '', "$name: held there");
+	my ($rc, $out, $err) = $node->psql('postgres', "CALL hold_at($id, '$name', '$at', 1000)");
+	is($err, '', "$name: held there" . ($at eq $name ? '' : ", in $at"));
 	$node->safe_psql('postgres', "INSERT INTO seen VALUES ('$name') ON CONFLICT DO NOTHING");
 	$session->{run}->pump until $session->{out} =~ /^\Q$session->{mark}\E$/m;
 	is($session->{err}, '', '... every result as without a pause');
@@ -203,13 +278,34 @@ resume($node, $id);
 goes_on($session, $id, 'it');
 my $lock = start_psql($node);
 say_psql($lock, 'BEGIN; LOCK TABLE copy');
-pausing_psql($session, 'ANALYZE copy');
-poll_ok($node, "SELECT a.wait_event_type = 'Lock' FROM pg_stat_activity a JOIN swarm.queries q USING (pid) WHERE q.id = $id", 'a utility command', 't');
-is($node->safe_psql('postgres', "SELECT swarm.query_pause($id, timeout => '50 ms')"), 'pausing', '... cannot be held');
-is($node->safe_psql('postgres', "SELECT node FROM swarm.queries WHERE id = $id"), 'ANALYZE', '... and is named');
-resume($node, $id);
+for my $utility ('ANALYZE copy', 'VACUUM copy', 'CREATE INDEX ON copy (g)', 'ALTER TABLE copy ADD extra int', 'COPY copy (id) FROM PROGRAM \'echo 1\'')
+{
+	my ($name) = $utility =~ /^((?:(?:CREATE|ALTER) )?\w+)/;
+
+	pausing_psql($session, $utility);
+	poll_ok($node, "SELECT a.wait_event_type = 'Lock' FROM pg_stat_activity a JOIN swarm.queries q USING (pid) WHERE q.id = $id", "a utility command, $name", 't');
+	is($node->safe_psql('postgres', "SELECT swarm.query_pause($id, timeout => '50 ms')"), 'pausing', '... cannot be held');
+	is($node->safe_psql('postgres', "SELECT node FROM swarm.queries WHERE id = $id"), $name, '... and is named');
+	say_psql($lock, 'COMMIT');
+	$session->{run}->pump until $session->{out} =~ /^\Q$session->{mark}\E$/m;
+	is($session->{err}, '', '... it ends undisturbed');
+	pausing_psql($session, 'SELECT count(*) > 0 FROM copy');
+	poll_ok($node, "SELECT state FROM swarm.queries WHERE id = $id", '... and what comes next is held', 'paused');
+	resume($node, $id);
+	goes_on($session, $id, 'it');
+	say_psql($lock, 'BEGIN; LOCK TABLE copy');
+}
 say_psql($lock, 'COMMIT');
-goes_on($session, $id, 'it');
+
+# DDL waits for what is paused, and is seen
+($session, $id) = held($endless);
+pausing_psql($lock, 'ALTER TABLE big ADD extra int; ALTER TABLE big DROP extra');
+poll_ok($node, "SELECT cardinality(blocked) FROM swarm.query_blocking WHERE query = $id", 'query_blocking shows DDL that waits', '1');
+$node->safe_psql('postgres', "SELECT swarm.query_terminate($id)");
+$lock->{run}->pump until $lock->{out} =~ /^\Q$lock->{mark}\E$/m;
+is($lock->{err}, '', '... terminated: it goes on');
+$session->{run}->pump until $session->{out} =~ /^\Q$session->{mark}\E$/m;
+($session, $id) = register($node);
 
 # locks, vacuum: seen
 say_psql($session, 'BEGIN; UPDATE copy SET g = 0 WHERE id = 1');
@@ -251,7 +347,12 @@ goes_on($session, $id, 'cancelled with its workers');
 $node->safe_psql('postgres', 'CREATE ROLE app LOGIN; ALTER ROLE app SET pg_swarm.query_control = on; GRANT SELECT ON ALL TABLES IN SCHEMA public TO app');
 my $app = start_psql($node);
 say_psql($app, '\c - app');
-say_psql($app, 'SELECT 1');
+pausing_psql($app, 'DO $$ BEGIN LOOP EXIT WHEN current_setting($q$pg_swarm.query_control$q$) = $q$no$q$; END LOOP; END $$');
+poll_ok($node, q{SELECT count(*) FROM swarm.queries WHERE owner = 'app'::regrole AND state = 'running'}, 'pg_swarm.query_control registers a session that runs no plan', '1');
+$id = $node->safe_psql('postgres', q{SELECT id FROM swarm.queries WHERE owner = 'app'::regrole});
+pause_ok($node, $id, '... it is held');
+$node->safe_psql('postgres', "SELECT pg_cancel_backend(pid) FROM swarm.queries WHERE id = $id");
+goes_on($app, $id, 'it');
 poll_ok($node, q{SELECT count(*) FROM swarm.queries WHERE owner = 'app'::regrole AND state = 'running'}, 'pg_swarm.query_control registers a session', '1');
 $id = $node->safe_psql('postgres', q{SELECT id FROM swarm.queries WHERE owner = 'app'::regrole});
 pausing_psql($app, $endless);

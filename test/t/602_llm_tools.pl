@@ -81,12 +81,12 @@ foreach my $t (
 	my ($tool, $mode, $state, $text) = @$t;
 	my $input = $tool eq 'note_add' ? '{"id": 7, "body": "seven"}' : '{"id": 7}';
 
-	as('postgres', 'GRANT EXECUTE ON FUNCTION swarm.llm_bypass() TO alice') if $mode eq 'bypassPermissions';
+	as('postgres', 'GRANT EXECUTE ON FUNCTION swarm.permission_bypass() TO alice') if $mode eq 'bypassPermissions';
 	$r = ask_as('alice', "'m', 'use $tool $input', $tools, permission_mode => '$mode'");
 	is($r->{state}, $state, "$tool in mode $mode") or diag explain $r;
 	like($r->{text}, $text, '... its result');
 }
-as('postgres', 'REVOKE EXECUTE ON FUNCTION swarm.llm_bypass() FROM alice');
+as('postgres', 'REVOKE EXECUTE ON FUNCTION swarm.permission_bypass() FROM alice');
 like(as_error('alice', "SELECT swarm.llm_ask('m', 'x', permission_mode => 'bypassPermissions')"), qr/42501/, 'mode bypassPermissions needs the right to it');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM notes WHERE id = 7'), '0', 'what was allowed has happened');
 $r = ask_as('alice', "'m', 'use note_role {}', $tools, permission_mode => 'acceptEdits'");
