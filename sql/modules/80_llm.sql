@@ -121,6 +121,17 @@ SELECT trim_scale(((tokens_in - cache_read - cache_write) * m.price_input
                    + cache_write * coalesce(m.price_cache_write, m.price_input)
                    + tokens_out * m.price_output) * 0.000001) $$;
 
+-- The most that so many tokens can cost.
+CREATE FUNCTION swarm._llm_most_usd(m swarm.models, tokens_in bigint, tokens_out bigint)
+RETURNS numeric LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+SELECT swarm._llm_price(m, tokens_in, 0, CASE WHEN m.price_cache_write > m.price_input THEN tokens_in ELSE 0 END, tokens_out) $$;
+
+-- Parameters that a conversation cannot give: what its turns may use is reserved by
+-- max_tokens and the model's prices.
+CREATE FUNCTION swarm._llm_params_refused() RETURNS text[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+SELECT '{max_tokens,max_completion_tokens,max_output_tokens,n_predict,n,best_of,stream_options,service_tier,speed}'::text[] $$;
+
 -- ---------------------------------------------------------------------
 -- Conversations
 -- ---------------------------------------------------------------------
@@ -313,6 +324,12 @@ CREATE FUNCTION swarm._budget_changed() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     NEW.role := CASE WHEN NEW.scope LIKE 'role:%' THEN quote_ident(substr(NEW.scope, 6))::regrole::oid END;
+    -- another limit is reached anew
+    IF TG_OP = 'UPDATE' AND (NEW.limit_usd, NEW.limit_tokens) IS DISTINCT FROM (OLD.limit_usd, OLD.limit_tokens) THEN
+        UPDATE swarm._budget_use u SET alerted = least(u.alerted, CASE WHEN x.share >= 1 THEN 100 WHEN x.share >= 0.8 THEN 80 ELSE 0 END)
+        FROM (SELECT y.period_start, swarm._budget_share(NEW, y) AS share FROM swarm._budget_use y WHERE y.budget = NEW.id) x
+        WHERE u.budget = NEW.id AND u.period_start = x.period_start;
+    END IF;
     RETURN NEW;
 END $$;
 CREATE TRIGGER changed BEFORE INSERT OR UPDATE ON swarm.budgets
@@ -330,6 +347,11 @@ CREATE TABLE swarm._budget_use (
     alerted int NOT NULL DEFAULT 0,
     PRIMARY KEY (budget, period_start)
 );
+
+-- How much of a budget is used, 1 being all.
+CREATE FUNCTION swarm._budget_share(b swarm.budgets, u swarm._budget_use) RETURNS numeric
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+SELECT greatest(u.usd / nullif(b.limit_usd, 0), u.tokens::numeric / nullif(b.limit_tokens, 0)) $$;
 
 -- What a turn under way has reserved.
 CREATE TABLE swarm._llm_reservation (
@@ -358,17 +380,27 @@ WHERE b.scope IN ('all', 'model:' || model, 'conversation:' || c.id, 'query:' ||
    OR b.role = c.owner::oid
 ORDER BY b.id $$;
 
--- An alert: 80 or 100 % of a budget, each once a period.
-CREATE FUNCTION swarm._budget_alert(budget int, period_start timestamptz, level int) RETURNS void
+-- Alerts: at 80 and at 100 % of a budget, or when it has no room for a turn, each
+-- once a period.
+CREATE FUNCTION swarm._budget_alert(budget int, period_start timestamptz, no_room boolean = false) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
+DECLARE
+    b swarm.budgets;
+    share numeric;
+    level int;
 BEGIN
-    UPDATE swarm._budget_use u SET alerted = level
-    WHERE u.budget = budget AND u.period_start = period_start AND u.alerted < level;
-    IF FOUND THEN
-        PERFORM pg_notify('swarm_events', jsonb_build_object('budget', budget, 'used_percent', level,
-            'scope', (SELECT b.scope FROM swarm.budgets b WHERE b.id = budget))::text);
-    END IF;
+    SELECT * INTO b FROM swarm.budgets x WHERE x.id = budget;
+    SELECT swarm._budget_share(b, u) INTO share FROM swarm._budget_use u WHERE u.budget = budget AND u.period_start = period_start;
+    FOREACH level IN ARRAY '{80,100}'::int[] LOOP
+        CONTINUE WHEN NOT no_room AND coalesce(share * 100 < level, true);
+        UPDATE swarm._budget_use u SET alerted = level
+        WHERE u.budget = budget AND u.period_start = period_start AND u.alerted < level;
+        IF FOUND THEN
+            PERFORM pg_notify('swarm_events', jsonb_build_object('budget', budget, 'scope', b.scope, 'level', level,
+                'used_percent', round(100 * share, 1))::text);
+        END IF;
+    END LOOP;
 END $$;
 
 -- Reserve what the next turn may use at most, in all budgets that hold for it,
@@ -382,7 +414,7 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp 
 DECLARE
     b swarm.budgets;
     start timestamptz;
-    usd numeric := swarm._llm_price(model, most_in, 0, CASE WHEN model.price_cache_write > model.price_input THEN most_in ELSE 0 END, most_out);
+    usd numeric := swarm._llm_most_usd(model, most_in, most_out);
     tokens bigint := most_in + most_out;
 BEGIN
     FOR b IN SELECT * FROM swarm._budgets_of(c, model.name) LOOP
@@ -417,7 +449,7 @@ BEGIN
     IF refused IS NOT NULL THEN
         PERFORM swarm._budget_release(c.id);
         IF action IN ('stop', 'pause') AND EXISTS (SELECT FROM swarm._budget_use u WHERE u.budget = refused AND u.period_start = start) THEN
-            PERFORM swarm._budget_alert(refused, start, 100);
+            PERFORM swarm._budget_alert(refused, start, true);
         END IF;
     END IF;
 END $$;
@@ -429,22 +461,13 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp 
 #variable_conflict use_variable
 DECLARE
     r swarm._llm_reservation;
-    u swarm._budget_use;
-    b swarm.budgets;
-    share numeric;
 BEGIN
     FOR r IN DELETE FROM swarm._llm_reservation x WHERE x.conversation = conversation RETURNING * LOOP
         UPDATE swarm._budget_use x
         SET usd = x.usd + coalesce(used_usd, 0), tokens = x.tokens + used_tokens,
             reserved_usd = greatest(x.reserved_usd - r.usd, 0), reserved_tokens = greatest(x.reserved_tokens - r.tokens, 0)
-        WHERE x.budget = r.budget AND x.period_start = r.period_start RETURNING * INTO u;
-        SELECT * INTO b FROM swarm.budgets x WHERE x.id = r.budget;
-        share := greatest(u.usd / nullif(b.limit_usd, 0), u.tokens::numeric / nullif(b.limit_tokens, 0));
-        IF share >= 1 THEN
-            PERFORM swarm._budget_alert(b.id, r.period_start, 100);
-        ELSIF share >= 0.8 THEN
-            PERFORM swarm._budget_alert(b.id, r.period_start, 80);
-        END IF;
+        WHERE x.budget = r.budget AND x.period_start = r.period_start;
+        PERFORM swarm._budget_alert(r.budget, r.period_start);
     END LOOP;
 END $$;
 
@@ -454,6 +477,58 @@ LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $
 SELECT swarm._budget_release(c.id) FROM swarm._llm_conversation c
 WHERE c.id IN (SELECT conversation FROM swarm._llm_reservation)
   AND NOT EXISTS (SELECT FROM swarm._job j WHERE j.id = c.job) ORDER BY c.id $$;
+
+-- What of a conversation its bytes do not bound, and a budget can therefore not:
+-- contents that the server fetches or decodes, and parameters that are not known to
+-- be harmless. NULL: nothing.
+CREATE FUNCTION swarm._llm_unbounded(c swarm._llm_conversation) RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+(SELECT format('a block of type "%s"', b->>'type')
+ FROM swarm._llm_message m, jsonb_array_elements(m.content) x(block),
+      LATERAL (SELECT block UNION ALL
+               SELECT jsonb_array_elements(block->'content') WHERE jsonb_typeof(block->'content') = 'array') y(b)
+ WHERE m.conversation = c.id AND m.state = 'done'
+   AND coalesce(b->>'type', '') NOT IN ('text', 'tool_use', 'tool_result', 'thinking', 'redacted_thinking')
+   AND NOT (b->>'type' = 'document' AND coalesce(b->'source'->>'type', '') = 'text') LIMIT 1)
+UNION ALL
+(SELECT format('parameter "%s"', k) FROM jsonb_object_keys(coalesce(c.options->'params', '{}')) k
+ WHERE k NOT IN ('temperature', 'top_p', 'top_k', 'min_p', 'seed', 'stop', 'stop_sequences', 'frequency_penalty', 'presence_penalty',
+     'logit_bias', 'response_format', 'thinking', 'reasoning_effort', 'tool_choice', 'parallel_tool_calls', 'metadata', 'user')
+   AND k <> ALL (swarm._llm_params_refused()) LIMIT 1)
+LIMIT 1 $$;
+
+-- Reserve what the next turn may use at most: by the budgets, and by the
+-- conversation's own. As _budget_reserve().
+CREATE FUNCTION swarm._llm_reserve(c swarm._llm_conversation, model swarm.models, most_in bigint, most_out bigint,
+    OUT refused int, OUT action text, OUT reason text)
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    usd numeric := (c.options->>'budget_usd')::numeric;
+    tokens bigint := (c.options->>'budget_tokens')::bigint;
+    problem text;
+BEGIN
+    IF usd IS NOT NULL OR tokens IS NOT NULL
+       OR EXISTS (SELECT FROM swarm._budgets_of(c, model.name) b WHERE b.action <> 'warn') THEN
+        problem := swarm._llm_unbounded(c);
+        reason := CASE
+            WHEN problem IS NOT NULL THEN format('a budget cannot bound %s', problem)
+            WHEN usd IS NOT NULL AND swarm._llm_most_usd(model, most_in, most_out) IS NULL
+                THEN format('model "%s" has no prices, and the conversation''s budget is in USD', model.name)
+            WHEN c.cost + swarm._llm_most_usd(model, most_in, most_out) > usd OR c.tokens_in + c.tokens_out + most_in + most_out > tokens
+                THEN 'the conversation''s budget has no room for the next turn' END;
+        IF reason IS NOT NULL THEN
+            refused := 0;
+            action := 'stop';
+            RETURN;
+        END IF;
+    END IF;
+    SELECT * INTO refused, action, reason FROM swarm._budget_reserve(c, model, most_in, most_out);
+    IF refused IS NOT NULL THEN
+        PERFORM swarm._budget_sweep();
+        SELECT * INTO refused, action, reason FROM swarm._budget_reserve(c, model, most_in, most_out);
+    END IF;
+END $$;
 
 -- ---------------------------------------------------------------------
 -- Tools
@@ -998,8 +1073,7 @@ DECLARE
     messages jsonb;
     tools jsonb;
     -- what the budget has reserved for is no matter of the conversation's options
-    params jsonb := m.params || (coalesce(c.options->'params', '{}')
-        - '{max_tokens,max_completion_tokens,max_output_tokens,n,best_of,stream_options,service_tier}'::text[]);
+    params jsonb := m.params || (coalesce(c.options->'params', '{}') - swarm._llm_params_refused());
 BEGIN
     SELECT jsonb_agg(CASE dialect WHEN 'anthropic'
         THEN jsonb_build_object('name', t.name, 'description', t.description, 'input_schema', t.schema)
@@ -1140,7 +1214,7 @@ END $$;
 -- body to the path of the server; the answer goes to message; chat: it is one),
 -- tools.
 CREATE FUNCTION swarm._llm_next(conversation bigint, job bigint, OUT action text, OUT server text, OUT path text,
-    OUT body text, OUT message int, OUT chat boolean, OUT query bigint)
+    OUT body text, OUT message int, OUT chat boolean, OUT query bigint, OUT most_out bigint)
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
@@ -1232,18 +1306,14 @@ BEGIN
             json := swarm._llm_body(c, m, dialect, max_tokens);
         END IF;
         body := json::text;
-        -- a token is a byte at least; the second half is what a template may add
-        most_in := octet_length(body) + 64;
+        -- a token is a byte at least; the second part is what a template, and what
+        -- servers say of tools, may add
+        most_in := octet_length(body) + CASE WHEN json ? 'tools' THEN 1088 ELSE 64 END;
+        most_out := (SELECT max(v::text::numeric) FROM (SELECT to_jsonb(coalesce(max_tokens, 0)) UNION ALL
+            SELECT json->k FROM unnest('{max_tokens,max_completion_tokens,max_output_tokens}'::text[]) k
+            WHERE jsonb_typeof(json->k) = 'number') x(v));
         IF c.kind <> 'count' THEN
-            IF c.cost + swarm._llm_price(m, most_in, 0, 0, max_tokens) > (c.options->>'budget_usd')::numeric
-               OR c.tokens_in + c.tokens_out + most_in + max_tokens > (c.options->>'budget_tokens')::bigint THEN
-                RAISE EXCEPTION USING ERRCODE = 'configuration_limit_exceeded', MESSAGE = 'the conversation''s budget has no room for the next turn';
-            END IF;
-            SELECT * INTO refused, refusal, reason FROM swarm._budget_reserve(c, m, most_in, max_tokens);
-            IF refused IS NOT NULL THEN
-                PERFORM swarm._budget_sweep();
-                SELECT * INTO refused, refusal, reason FROM swarm._budget_reserve(c, m, most_in, max_tokens);
-            END IF;
+            SELECT * INTO refused, refusal, reason FROM swarm._llm_reserve(c, m, most_in, most_out);
         END IF;
     EXCEPTION WHEN OTHERS THEN
         GET STACKED DIAGNOSTICS reason = MESSAGE_TEXT, state = RETURNED_SQLSTATE;
@@ -1300,7 +1370,7 @@ BEGIN
     -- what the server does not tell is estimated: four bytes a token
     tokens_in := CASE WHEN sent THEN coalesce((outcome->>'tokens_in')::bigint, x.tokens_in / 4) ELSE 0 END;
     tokens_out := CASE WHEN sent THEN coalesce((outcome->>'tokens_out')::bigint,
-        (octet_length(coalesce(outcome->>'text', '')) + 3) / 4) ELSE 0 END;
+        (coalesce((outcome->>'bytes_out')::bigint, octet_length(coalesce(outcome->>'text', ''))) + 3) / 4) ELSE 0 END;
     cost := swarm._llm_price(m, tokens_in, cache_read, cache_write, tokens_out);
     UPDATE swarm._llm_message y SET state = CASE WHEN done THEN 'done' ELSE 'partial' END,
         content = coalesce(outcome->'content', y.content), text = coalesce(outcome->>'text', y.text),
@@ -1318,6 +1388,44 @@ BEGIN
     END IF;
     PERFORM swarm._budget_release(conversation, cost, tokens_in + tokens_out);
     RETURN cost;
+END $$;
+
+-- An attempt has used something and given no answer; another one follows, to which
+-- the result is the message. It is booked and reserved for by itself. NULL: none
+-- follows; _llm_next() says what does.
+CREATE FUNCTION swarm._llm_turn_again(conversation bigint, message int, job bigint, most_out bigint, outcome jsonb) RETURNS int
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    c swarm._llm_conversation;
+    x swarm._llm_message;
+    m swarm.models;
+    cost numeric;
+    most_in bigint;
+    another int;
+BEGIN
+    SELECT * INTO c FROM swarm._llm_conversation y WHERE y.id = conversation FOR UPDATE;
+    SELECT * INTO x FROM swarm._llm_message y WHERE y.conversation = conversation AND y.no = message;
+    most_in := x.tokens_in;
+    cost := swarm._llm_turn_store(conversation, message, outcome);
+    IF c.state <> 'running' OR c.job IS DISTINCT FROM job THEN
+        RETURN NULL;
+    END IF;
+    SELECT * INTO x FROM swarm._llm_message y WHERE y.conversation = conversation AND y.no = message;
+    IF NOT swarm._llm_tell_query(c.query, jsonb_build_object('tokens_in', x.tokens_in, 'tokens_out', x.tokens_out,
+            'tokens_cached', x.cache_read, 'cost', cost, 'failed', true)) THEN
+        PERFORM swarm._llm_query_stopped(conversation, c.query);
+        RETURN NULL;
+    END IF;
+    SELECT * INTO c FROM swarm._llm_conversation y WHERE y.id = conversation;
+    SELECT * INTO m FROM swarm.models y WHERE y.name = x.model;
+    IF m.name IS NULL OR (SELECT r.refused IS NOT NULL FROM swarm._llm_reserve(c, m, most_in, most_out) r) THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO swarm._llm_message (conversation, no, role, state, model, tokens_in)
+    VALUES (conversation, (SELECT max(y.no) + 1 FROM swarm._llm_message y WHERE y.conversation = conversation),
+        'assistant', 'streaming', x.model, most_in) RETURNING no INTO another;
+    RETURN another;
 END $$;
 
 -- A turn has ended. Returns whether to go on.
@@ -1360,14 +1468,22 @@ BEGIN
         PERFORM swarm._llm_end(conversation, 'complete');
         RETURN false;
     END IF;
-    INSERT INTO swarm._llm_call (conversation, message, no, id, tool, input)
-    SELECT conversation, message, n, coalesce(nullif(b->>'id', ''), 'call_' || message || '_' || n), coalesce(b->>'name', ''), b->'input'
-    FROM jsonb_array_elements(x.content) WITH ORDINALITY y(b, n) WHERE b->>'type' = 'tool_use';
+    -- an id names one call: what is approved by it must not be another; and it
+    -- goes into a notification
+    INSERT INTO swarm._llm_call (conversation, message, no, id, tool, input, state, result)
+    SELECT conversation, message, n, id, tool, input, CASE WHEN again THEN 'failed' ELSE 'requested' END,
+           CASE WHEN again THEN 'not called: its id is that of another call, or too long' END
+    FROM (SELECT n, id, tool, input, length(id) > 256 OR row_number() OVER (PARTITION BY id ORDER BY n) > 1 AS again
+          FROM (SELECT n, coalesce(nullif(b->>'id', ''), 'call_' || message || '_' || n) AS id, coalesce(b->>'name', '') AS tool, b->'input' AS input
+                FROM jsonb_array_elements(x.content) WITH ORDINALITY y(b, n) WHERE b->>'type' = 'tool_use') z) z;
     GET DIAGNOSTICS calls = ROW_COUNT;
     IF calls = 0 THEN
         PERFORM swarm._llm_end(conversation, 'complete');
         PERFORM swarm._llm_tell_query(c.query, told || jsonb_build_object('done', true, 'result', to_jsonb(x.text)));
         RETURN false;
+    END IF;
+    IF NOT EXISTS (SELECT FROM swarm._llm_call k WHERE k.conversation = conversation AND k.message = message AND k.state = 'requested') THEN
+        PERFORM swarm._llm_call_results(conversation);
     END IF;
     IF NOT swarm._llm_tell_query(c.query, told) THEN
         PERFORM swarm._llm_query_stopped(conversation, c.query);
@@ -1574,6 +1690,23 @@ WHERE c.at > swarm._now() - history
 GROUP BY c.model, days ORDER BY 3 DESC NULLS LAST $$;
 COMMENT ON FUNCTION swarm.cost_forecast IS 'what models will cost over a horizon if it goes on as in the history';
 
+-- Conversations go with the history of jobs when they have ended, or nobody acts
+-- for them any more; not those that wait for somebody. What they have cost stays.
+CREATE FUNCTION swarm._llm_prune(before timestamptz) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+BEGIN
+    PERFORM swarm._budget_sweep();
+    DELETE FROM swarm._llm_conversation c WHERE c.id IN (
+        SELECT x.id FROM swarm._llm_conversation x
+        WHERE coalesce(x.finished_at, x.started_at, x.created_at) < before AND x.state NOT IN ('paused', 'awaiting_approval')
+          AND NOT EXISTS (SELECT FROM swarm._job j WHERE j.id = x.job)
+        FOR UPDATE SKIP LOCKED);
+    -- no period is longer than a month, but the one that has no end
+    DELETE FROM swarm._budget_use u WHERE u.period_start > '-infinity' AND u.period_start < before - interval '31 days'
+      AND NOT EXISTS (SELECT FROM swarm._llm_reservation r WHERE r.budget = u.budget AND r.period_start = u.period_start);
+END $$;
+
 -- ---------------------------------------------------------------------
 -- What was decided as data, for tests and the documentation
 -- ---------------------------------------------------------------------
@@ -1600,7 +1733,7 @@ COMMENT ON FUNCTION swarm.token_estimate IS 'about how many tokens a text is, by
 CREATE FUNCTION swarm.message_compress(message text, level int = 1) RETURNS text
 LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'swarm_llm_message_compress';
-COMMENT ON FUNCTION swarm.message_compress(text, int) IS 'the text with fewer tokens: level 1 loses nothing, 2 takes whitespace, 3 also phrases that say nothing';
+COMMENT ON FUNCTION swarm.message_compress(text, int) IS 'the text with fewer tokens: level 1 loses nothing, 2 takes whitespace, 3 also phrases that say nothing, and "the"';
 
 CREATE FUNCTION swarm.message_compress(message jsonb, level int = 1) RETURNS text
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp

@@ -21,6 +21,7 @@ swarm_llm_answer_reset(SwarmLlmAnswer *answer)
 {
 	MemoryContext context = answer->context;
 	SwarmLlmDialect dialect = answer->dialect;
+	const char *secret = answer->secret;
 	MemoryContext old;
 
 	if (context == NULL)
@@ -29,6 +30,7 @@ swarm_llm_answer_reset(SwarmLlmAnswer *answer)
 	memset(answer, 0, sizeof(*answer));
 	answer->context = context;
 	answer->dialect = dialect;
+	answer->secret = secret;
 	answer->tokens_in = answer->tokens_out = -1;
 	old = MemoryContextSwitchTo(context);
 	initStringInfo(&answer->text);
@@ -80,7 +82,7 @@ swarm_llm_answer_event(SwarmLlmAnswer *answer, const char *data, size_t length)
 		JsonbContainer *error = swarm_llm_member(&event->root, "error");
 
 		if (error != NULL)
-			swarm_llm_note_error(error, answer->error_name, sizeof(answer->error_name),
+			swarm_llm_note_error(error, answer->secret, answer->error_name, sizeof(answer->error_name),
 								 answer->error_text, sizeof(answer->error_text));
 		else if (answer->dialect == LLM_ANTHROPIC)
 			swarm_llm_anthropic_event(answer, &event->root);
@@ -106,18 +108,47 @@ swarm_llm_answer_document(SwarmLlmAnswer *answer, const char *data, size_t lengt
 	return ok;
 }
 
+/* hide: stars where a text has the secret: servers tell what they were sent. */
+static void
+hide(char *text, const char *secret)
+{
+	size_t		length = secret ? strlen(secret) : 0;
+
+	while (text !=NULL && length > 0 && (text = strstr(text, secret)) !=NULL)
+		memset(text, '*', length);
+}
+
 void
-swarm_llm_note_error(JsonbContainer *error, char *name, size_t name_room,
+swarm_llm_note_error(JsonbContainer *error, const char *secret, char *name, size_t name_room,
 					 char *text, size_t text_room)
 {
 	char	   *code = swarm_llm_string(error, "code");
 	char	   *type = swarm_llm_string(error, "type");
 	char	   *message = swarm_llm_string(error, "message");
 
+	hide(code, secret);
+	hide(type, secret);
+	hide(message, secret);
+
 	/* OpenAI's code is the finer name; of others' it may be the status */
 	swarm_llm_printable(name, code != NULL && *code && strspn(code, "0123456789") != strlen(code) ? code :
 						type != NULL && *type ? type : "error", name_room);
 	swarm_llm_printable(text, message != NULL && *message ? message : "the server gave no reason", text_room);
+}
+
+int64
+swarm_llm_answer_bytes(const SwarmLlmAnswer *answer)
+{
+	int64		bytes = 0;
+	ListCell   *lc;
+
+	foreach(lc, answer->blocks)
+	{
+		SwarmLlmBlock *block = lfirst(lc);
+
+		bytes += block->text.len + (block->raw ? strlen(block->raw) : 0);
+	}
+	return bytes;
 }
 
 /*

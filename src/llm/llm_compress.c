@@ -12,7 +12,7 @@
  *	   §§
  *	   text with §A
  *
- * Level 2 also takes whitespace that says nothing, level 3 also phrases.
+ * Level 2 also takes whitespace that says nothing, level 3 also phrases and "the".
  *
  * The text is cut into units (words with the blank before them, signs, runs of
  * whitespace).  For lengths from many units down to one, runs of so many units
@@ -52,7 +52,7 @@ static const char *const phrases[][2] = {
 	{"for the purpose of ", "for "}, {"a large number of ", "many "}, {"is able to ", "can "}, {"are able to ", "can "},
 	{"with regard to ", "on "}, {"in terms of ", "in "}, {"basically ", ""}, {"actually ", ""}, {"essentially ", ""},
 	{"really ", ""}, {"very ", ""}, {"quite ", ""}, {"simply ", ""}, {"just ", ""}, {"of course, ", ""},
-	{"i think that ", ""}, {"i would like to ", "I want to "}, {"could you please ", ""}, {"please ", ""}
+	{"the ", ""}, {"i think that ", ""}, {"i would like to ", "I want to "}, {"could you please ", ""}, {"please ", ""}
 };
 
 typedef struct Unit

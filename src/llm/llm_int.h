@@ -88,6 +88,7 @@ typedef struct SwarmLlmAnswer
 {
 	MemoryContext context;
 	SwarmLlmDialect dialect;
+	const char *secret;			/* the key, which no error may show; or NULL */
 	List	   *blocks;			/* of SwarmLlmBlock */
 	StringInfoData text;		/* what a reader sees */
 	int64		tokens_in;		/* with the cached ones; -1 = not told */
@@ -114,11 +115,14 @@ extern SwarmLlmBlock *swarm_llm_block(SwarmLlmAnswer *answer, int i, const char 
 /* The text grows: in the block and for readers. */
 extern void swarm_llm_block_text(SwarmLlmAnswer *answer, SwarmLlmBlock *block, const char *text);
 
+/* Bytes of all that has come, which is not only text. */
+extern int64 swarm_llm_answer_bytes(const SwarmLlmAnswer *answer);
+
 /* The blocks as a JSON array in the form of the Messages API. */
 extern char *swarm_llm_content(const SwarmLlmAnswer *answer);
 
-/* An error object of either dialect: its name and text. */
-extern void swarm_llm_note_error(JsonbContainer *error, char *name, size_t name_room,
+/* An error object of either dialect: its name and text, without the secret. */
+extern void swarm_llm_note_error(JsonbContainer *error, const char *secret, char *name, size_t name_room,
 								 char *text, size_t text_room);
 
 extern void swarm_llm_anthropic_event(SwarmLlmAnswer *answer, JsonbContainer *event);
@@ -130,8 +134,10 @@ extern bool swarm_llm_openai_document(SwarmLlmAnswer *answer, JsonbContainer *do
  * Requests (llm_request.c)
  * ------------------------------------------------------------------------ */
 
+typedef struct SwarmLlmRequest SwarmLlmRequest;
+
 /* What is asked of a server. */
-typedef struct SwarmLlmRequest
+struct SwarmLlmRequest
 {
 	SwarmLlmServer *server;
 	const char *path;			/* below the server's base: /messages */
@@ -143,8 +149,17 @@ typedef struct SwarmLlmRequest
 	size_t		fed;			/* bytes of the attempt that were parsed */
 	int64		started_ms;		/* of the attempt, monotonic */
 	int64		first_ms;		/* first text after its start; -1 = none yet */
+	bool		spent;			/* the attempt may have cost something */
+	char		why[384];		/* ... and has failed, so */
+
+	/*
+	 * Called before another attempt follows one that may have cost something:
+	 * outside of a transaction, in a turn.  False: none shall follow.
+	 */
+	bool		(*again) (SwarmLlmRequest *request);
+	void	   *caller;			/* for the caller's own use */
 	MemoryContextCallback callback;
-} SwarmLlmRequest;
+};
 
 /* Submit; ends with the current memory context. */
 extern SwarmLlmRequest *swarm_llm_submit(SwarmLlmServer *server, const char *path,

@@ -39,6 +39,7 @@ static const SwarmNetRule *judge(SwarmNetRequest *net);
 static const SwarmNetRule *judge_success(SwarmLlmRequest *request);
 static const SwarmNetRule *named(SwarmNetRequest *net, const char *name, const char *text);
 static void feed(SwarmLlmRequest *request);
+static void note_spent(SwarmLlmRequest *request);
 static void on_event(void *arg, const char *name, const char *data, size_t length);
 static void release(void *arg);
 
@@ -53,6 +54,7 @@ swarm_llm_submit(SwarmLlmServer *server, const char *path, const char *body, boo
 	request->body = body;
 	request->chat = chat;
 	request->answer.dialect = server->dialect;
+	request->answer.secret = server->api_key;
 	swarm_llm_answer_reset(&request->answer);
 	swarm_sse_init(&request->sse, on_event, request);
 	request->callback.func = release;
@@ -92,9 +94,27 @@ swarm_llm_turn(SwarmLlmRequest *request, long max_ms)
 	swarm_net_turn(max_ms);
 	while (swarm_net_next() != NULL)
 		 /* there is no other request in this process */ ;
-	if (!request->net->finished && request->net->status >= 200 && request->net->status <= 299)
+	/* status 0: a stream that broke off, whose last bytes count too */
+	if (request->net->status == 0 || (request->net->status >= 200 && request->net->status <= 299))
 		feed(request);
+	note_spent(request);
 	return request->net->finished;
+}
+
+/*
+ * note_spent: whether the attempt may have cost something: it is answered, or
+ * nobody knows what became of it.  A refusal costs nothing.
+ */
+static void
+note_spent(SwarmLlmRequest *request)
+{
+	SwarmNetRequest *net = request->net;
+
+	if (request->answer.events > 0 || (net->status >= 200 && net->status <= 299) ||
+		(net->curl_code != 0 && net->status == 0 && net->sent > 0))
+		request->spent = true;
+	if (request->spent && net->error_name[0] != '\0')
+		snprintf(request->why, sizeof(request->why), "%s (%s)", net->error_text, net->error_name);
 }
 
 /* prepare: the next attempt: what the last one has left is forgotten. */
@@ -104,6 +124,14 @@ prepare(SwarmNetRequest *net)
 	SwarmLlmRequest *request = net->caller;
 	SwarmLlmServer *server = request->server;
 
+	if (request->spent && request->again != NULL && !request->again(request))
+	{
+		strlcpy(net->error_name, "Stopped", sizeof(net->error_name));
+		strlcpy(net->error_text, "no further attempt", sizeof(net->error_text));
+		return;
+	}
+	request->spent = false;
+	request->why[0] = '\0';
 	swarm_sse_free(&request->sse);
 	swarm_sse_init(&request->sse, on_event, request);
 	swarm_llm_answer_reset(&request->answer);
@@ -154,17 +182,18 @@ on_event(void *arg, const char *name, const char *data, size_t length)
 static const SwarmNetRule *
 judge(SwarmNetRequest *net)
 {
+	SwarmLlmRequest *request = net->caller;
 	Jsonb	   *document;
 
 	if (net->status >= 200 && net->status <= 299)
-		return judge_success(net->caller);
+		return judge_success(request);
 	document = swarm_llm_json(net->answer, net->answer_length);
 	if (document != NULL && JB_ROOT_IS_OBJECT(document))
 	{
 		JsonbContainer *error = swarm_llm_member(&document->root, "error");
 
 		if (error != NULL)
-			swarm_llm_note_error(error, net->error_name, sizeof(net->error_name),
+			swarm_llm_note_error(error, request->server->api_key, net->error_name, sizeof(net->error_name),
 								 net->error_text, sizeof(net->error_text));
 	}
 	return swarm_net_rule_named(swarm_llm_rules, swarm_llm_nrules, net->error_name);

@@ -34,6 +34,8 @@
 
 #define FLUSH_MS		250		/* what has come is stored at least so often */
 #define FLUSH_BYTES		4096
+#define FLUSH_MORE		16		/* of a long text, which is stored as a whole,
+								 * by this part more */
 #define TURN_MS			1000
 
 /* A run; lives in its own memory context. */
@@ -52,6 +54,7 @@ typedef struct Run
 	int			message;		/* 0: no answer is under way */
 	bool		chat;
 	int64		query;			/* 0 = none */
+	int64		most_out;		/* tokens that are reserved for the answer */
 	SwarmLlmRequest *request;	/* under way, or NULL */
 } Run;
 
@@ -59,6 +62,8 @@ static void run(Run *r);
 static void next(Run *r);
 static bool take_turn(Run *r);
 static SwarmLlmServer *read_server(Run *r, char **outcome);
+static bool again(SwarmLlmRequest *request);
+static int64 flush_ms(int stored);
 static bool receive(Run *r);
 static void flush(Run *r);
 static bool turn_end(Run *r, const char *outcome);
@@ -168,7 +173,7 @@ next(Run *r)
 	bool		no_query;
 
 	swarm_spi_begin(&spi);
-	swarm_spi_execute("SELECT action, server, path, body, message, chat, query FROM swarm._llm_next($1, $2)",
+	swarm_spi_execute("SELECT action, server, path, body, message, chat, query, coalesce(most_out, 0) FROM swarm._llm_next($1, $2)",
 					  2, types, values, NULL);
 	MemoryContextSwitchTo(r->turn);
 	r->action = pstrdup(swarm_spi_text(0, 1));
@@ -183,6 +188,7 @@ next(Run *r)
 	r->chat = swarm_spi_bool(0, 6);
 	query = swarm_spi_column(0, 7, &no_query);
 	r->query = no_query ? 0 : DatumGetInt64(query);
+	r->most_out = DatumGetInt64(swarm_spi_column(0, 8, &no_query));
 	swarm_spi_end(&spi);
 	MemoryContextSwitchTo(r->turn);
 }
@@ -202,14 +208,70 @@ take_turn(Run *r)
 	bool		whole;
 
 	if (server == NULL)
-		return turn_end(r, outcome);
+	{
+		whole = turn_end(r, outcome);
+		leave(r);
+		enter(r);
+		return whole;
+	}
 	r->request = swarm_llm_submit(server, r->path, r->body, r->chat);
+	r->request->again = again;
+	r->request->caller = r;
 	leave(r);
 	whole = receive(r);
+
+	/* what has come is stored before a cancellation is heard */
+	HOLD_CANCEL_INTERRUPTS();
 	enter(r);
+	if (r->message == 0)
+	{
+		/* stopped between two attempts: all is stored */
+		r->request = NULL;
+		RESUME_CANCEL_INTERRUPTS();
+		return true;
+	}
 	outcome = outcome_of(r, !whole ? "partial" : r->request->net->succeeded ? "done" : "failed");
 	r->request = NULL;
-	return turn_end(r, outcome);
+	whole = turn_end(r, outcome);
+	leave(r);
+	RESUME_CANCEL_INTERRUPTS();
+	enter(r);
+	return whole;
+}
+
+/*
+ * again: another attempt follows one that may have cost something: that one is
+ * stored and booked, and the next one reserved for.
+ */
+static bool
+again(SwarmLlmRequest *request)
+{
+	Run		   *r = request->caller;
+	MemoryContext old = MemoryContextSwitchTo(r->turn);
+	Oid			types[] = {INT8OID, INT4OID, INT8OID, INT8OID, TEXTOID};
+	Datum		values[5];
+	SwarmSpi	spi;
+	bool		isnull;
+
+	HOLD_CANCEL_INTERRUPTS();
+	enter(r);
+	values[0] = Int64GetDatum(r->conversation);
+	values[1] = Int32GetDatum(r->message);
+	values[2] = Int64GetDatum(r->job);
+	values[3] = Int64GetDatum(r->most_out);
+	request->net->attempts--;	/* the next one is counted already */
+	values[4] = CStringGetTextDatum(outcome_of(r, "partial"));
+	request->net->attempts++;
+	swarm_spi_begin(&spi);
+	swarm_spi_execute("SELECT swarm._llm_turn_again($1, $2, $3, $4, $5::jsonb)", 5, types, values, NULL);
+	r->message = DatumGetInt32(swarm_spi_column(0, 1, &isnull));
+	swarm_spi_end(&spi);
+	if (isnull)
+		r->message = 0;
+	leave(r);
+	RESUME_CANCEL_INTERRUPTS();
+	MemoryContextSwitchTo(old);
+	return !isnull;
 }
 
 /*
@@ -253,6 +315,13 @@ read_server(Run *r, char **outcome)
 	return NULL;
 }
 
+/* flush_ms: how long what has come may wait; longer for a text that is long. */
+static int64
+flush_ms(int stored)
+{
+	return FLUSH_MS * (int64) (1 + stored / (FLUSH_BYTES * FLUSH_MORE));
+}
+
 /*
  * receive: until the request is finished; what has come is stored at once, and
  * then from time to time.  False if it was given up because the query wants
@@ -272,7 +341,7 @@ receive(Run *r)
 		int64		due = 0;
 
 		if (stored < request->answer.text.len)
-			due = Max(stored_ms + FLUSH_MS - swarm_net_ms(), 0);
+			due = Max(stored_ms + flush_ms(stored) - swarm_net_ms(), 0);
 		SWARM_FAULT("llm.turn");
 		finished = swarm_llm_turn(request, stored < request->answer.text.len ? (long) due : TURN_MS);
 		if (attempt != request->net->attempts)
@@ -295,8 +364,8 @@ receive(Run *r)
 			}
 		}
 		if (!finished && request->answer.text.len > stored &&
-			(stored == 0 || request->answer.text.len - stored >= FLUSH_BYTES ||
-			 swarm_net_ms() - stored_ms >= FLUSH_MS))
+			(stored == 0 || request->answer.text.len - stored >= Max(FLUSH_BYTES, stored / FLUSH_MORE) ||
+			 swarm_net_ms() - stored_ms >= flush_ms(stored)))
 		{
 			flush(r);
 			stored = request->answer.text.len;
@@ -318,6 +387,8 @@ flush(Run *r)
 	Datum		values[3];
 	SwarmSpi	spi;
 
+	/* a cancellation between two transactions is one that is answered */
+	HOLD_CANCEL_INTERRUPTS();
 	enter(r);
 	(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);
@@ -328,10 +399,11 @@ flush(Run *r)
 	swarm_spi_execute("SELECT swarm._llm_stream($1, $2, $3)", 3, types, values, NULL);
 	swarm_spi_end(&spi);
 	leave(r);
+	RESUME_CANCEL_INTERRUPTS();
 	MemoryContextSwitchTo(old);
 }
 
-/* turn_end: store the outcome; commits.  Returns whether to go on. */
+/* turn_end: store the outcome.  Returns whether to go on. */
 static bool
 turn_end(Run *r, const char *outcome)
 {
@@ -349,11 +421,6 @@ turn_end(Run *r, const char *outcome)
 	swarm_spi_end(&spi);
 	r->message = 0;
 	SWARM_FAULT("llm.store");
-	if (on)
-	{
-		leave(r);
-		enter(r);
-	}
 	return on;
 }
 
@@ -390,6 +457,14 @@ outcome_of(Run *r, const char *state)
 		appendStringInfo(&json, ", \"tokens_in\": " INT64_FORMAT, answer->tokens_in);
 	if (answer->tokens_out >= 0 && strcmp(state, "done") == 0)
 		appendStringInfo(&json, ", \"tokens_out\": " INT64_FORMAT, answer->tokens_out);
+	else if (r->chat)
+		appendStringInfo(&json, ", \"bytes_out\": " INT64_FORMAT,
+						 Max(swarm_llm_answer_bytes(answer), 4 * answer->tokens_out));
+	if (strcmp(state, "partial") == 0 && request->why[0] != '\0')
+	{
+		appendStringInfoString(&json, ", \"error\": ");
+		escape_json(&json, request->why);
+	}
 	appendStringInfo(&json, ", \"cache_read\": " INT64_FORMAT ", \"cache_write\": " INT64_FORMAT,
 					 answer->cache_read, answer->cache_write);
 	if (answer->stop_reason != NULL)
@@ -404,9 +479,9 @@ outcome_of(Run *r, const char *state)
 		char	   *error = psprintf("server \"%s\" failed: %s (%s, status %d, %d attempts)", r->server,
 									 net->error_text, net->error_name, net->status, net->attempts);
 
-		/* a refused request has cost nothing; one without an answer may have */
+		/* a request that was refused, or not sent, has cost nothing */
 		appendStringInfo(&json, ", \"sent\": %s, \"sqlstate\": \"%s\", \"error\": ",
-						 net->status >= 400 ? "false" : "true", net->status == 0 ? "08006" : "38000");
+						 request->spent ? "true" : "false", net->status == 0 ? "08006" : "38000");
 		escape_json(&json, error);
 	}
 	appendStringInfoChar(&json, '}');

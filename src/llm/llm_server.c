@@ -13,6 +13,7 @@
 #include "access/reloptions.h"
 #include "catalog/pg_foreign_data_wrapper.h"
 #include "catalog/pg_foreign_server.h"
+#include "catalog/pg_type.h"
 #include "catalog/pg_user_mapping.h"
 #include "commands/defrem.h"
 #include "foreign/foreign.h"
@@ -26,6 +27,8 @@
 
 #include "base/compat.h"
 #include "base/export.h"
+#include "base/spi.h"
+#include "job/job.h"
 #include "llm/llm_int.h"
 
 #define DEFAULT_PARALLEL	8
@@ -89,9 +92,28 @@ check_endpoints(char **value, void **extra, GucSource source)
 	return ok;
 }
 
+static void (*previous_history_hook) (TimestampTz before) = NULL;
+
+/* old_history: conversations go with the history of jobs. */
+static void
+old_history(TimestampTz before)
+{
+	SwarmSpi	spi;
+	Oid			types[] = {TIMESTAMPTZOID};
+	Datum		values[] = {TimestampTzGetDatum(before)};
+
+	if (previous_history_hook)
+		previous_history_hook(before);
+	swarm_spi_begin(&spi);
+	swarm_spi_execute("SELECT swarm._llm_prune($1)", 1, types, values, NULL);
+	swarm_spi_end(&spi);
+}
+
 void
 swarm_llm_init(void)
 {
+	previous_history_hook = swarm_job_history_hook;
+	swarm_job_history_hook = old_history;
 	DefineCustomStringVariable("pg_swarm.llm_allowed_endpoints",
 							   "Endpoints that roles without superuser rights may create servers for, separated by commas.", NULL,
 							   &swarm_llm_allowed_endpoints, "",

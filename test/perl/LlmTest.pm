@@ -8,69 +8,35 @@ use warnings;
 
 use Exporter 'import';
 use File::Basename;
+use HTTP::Tiny;
 use JSON::PP;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use SwarmTest;
 
-our @EXPORT = qw(llm_start llm_stop llm_servers llm_rules llm_log llm_clear llm_bodies llm_go wait_log ask ask_wait answer);
-
-my %running;
+our @EXPORT = qw(llm_start llm_stop llama_start llm_servers llm_rules llm_log llm_clear llm_bodies llm_go wait_log ask ask_wait answer);
 
 # llm_start(ENVIRONMENT): {dir, pid, port, url}
 sub llm_start
 {
 	my (%env) = @_;
-	my $dir = PostgreSQL::Test::Utils::tempdir_short();
-	my $script = dirname(__FILE__) . '/../tools/fake_llm';
-	my $s = { dir => $dir };
 
-	$s->{pid} = fork // die "fork: $!";
-	if (!$s->{pid})
-	{
-		$ENV{$_} = $env{$_} foreach keys %env;
-		setpgrp;
-		open(STDOUT, '>', '/dev/null');
-		open(STDERR, '>', "$dir/errors");
-		exec $^X, $script, $dir;
-		die "exec: $!";
-	}
-	$running{ $s->{pid} } = 1;
-	until_true(sub { -e "$dir/port" }) or die 'the server of models did not start';
-	$s->{port} = slurp_file("$dir/port");
-	$s->{url} = "http://127.0.0.1:$s->{port}";
+	return server_start([ $^X, dirname(__FILE__) . '/../tools/fake_llm', 'FOLDER' ], %env);
+}
+
+sub llm_stop { my ($s) = @_; return server_stop($s); }
+
+# llama_start(): a real server, llama.cpp's, or undef where there is none
+sub llama_start
+{
+	my $tool = dirname(__FILE__) . '/../tools/llama';
+	my $s;
+
+	return undef if system("$tool found") != 0;
+	$s = server_start([ $tool, 'run', 'FOLDER', 'PORT' ]);
+	until_true(sub { HTTP::Tiny->new->get("$s->{url}/health")->{status} == 200 }) or die 'llama-server did not start: ' . slurp_file("$s->{dir}/errors");
 	return $s;
-}
-
-sub llm_stop
-{
-	my ($s) = @_;
-
-	kill 'KILL', -$s->{pid};
-	waitpid $s->{pid}, 0;
-	delete $running{ $s->{pid} };
-	return;
-}
-
-END
-{
-	my $rc = $?;
-	kill 'KILL', -$_ foreach keys %running;
-	$? = $rc;
-}
-
-# until_true(CODE): polls, with the usual time-out
-sub until_true
-{
-	my ($code) = @_;
-
-	for (1 .. 100 * $PostgreSQL::Test::Utils::timeout_default)
-	{
-		return 1 if $code->();
-		select undef, undef, undef, 0.01;
-	}
-	return 0;
 }
 
 # llm_servers(NODE, SERVER): foreign servers a and o for it, and models m (dialect

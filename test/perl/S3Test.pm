@@ -16,63 +16,15 @@ use SwarmTest;
 
 our @EXPORT = qw(s3_start s3_stop s3_server s3_rules s3_log s3_clear s3_objects s3_parts s3_part_files s3_max wait_log result go files_sql);
 
-my %running;
-
 # s3_start(PORT, ENVIRONMENT): {dir, pid, port, url}
 sub s3_start
 {
 	my ($port, %env) = @_;
-	my $dir = PostgreSQL::Test::Utils::tempdir_short();
-	my $script = dirname(__FILE__) . '/../tools/fake_s3';
-	my $s = { dir => $dir };
 
-	$s->{pid} = fork // die "fork: $!";
-	if (!$s->{pid})
-	{
-		$ENV{FAKE_PORT} = $port if $port;
-		$ENV{$_} = $env{$_} foreach keys %env;
-		setpgrp;
-		open(STDOUT, '>', '/dev/null');
-		open(STDERR, '>', "$dir/errors");
-		exec $^X, $script, $dir;
-		die "exec: $!";
-	}
-	$running{ $s->{pid} } = 1;
-	until_true(sub { -e "$dir/port" }) or die 'the S3 server did not start';
-	$s->{port} = slurp_file("$dir/port");
-	$s->{url} = "http://127.0.0.1:$s->{port}";
-	return $s;
+	return server_start([ $^X, dirname(__FILE__) . '/../tools/fake_s3', 'FOLDER' ], $port ? (FAKE_PORT => $port) : (), %env);
 }
 
-sub s3_stop
-{
-	my ($s) = @_;
-
-	kill 'KILL', -$s->{pid};
-	waitpid $s->{pid}, 0;
-	delete $running{ $s->{pid} };
-	return;
-}
-
-END
-{
-	my $rc = $?;
-	kill 'KILL', -$_ foreach keys %running;
-	$? = $rc;
-}
-
-# until_true(CODE): polls, with the usual time-out
-sub until_true
-{
-	my ($code) = @_;
-
-	for (1 .. 100 * $PostgreSQL::Test::Utils::timeout_default)
-	{
-		return 1 if $code->();
-		select undef, undef, undef, 0.01;
-	}
-	return 0;
-}
+sub s3_stop { my ($s) = @_; return server_stop($s); }
 
 # s3_server(NODE, NAME, URL, OPTIONS, KEY): a foreign server for it
 sub s3_server

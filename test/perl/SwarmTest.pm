@@ -19,7 +19,73 @@ our @EXPORT = qw(
   swarm_cluster swarm_conf poll_ok poll_sql crash_is_over start_again jobs_end
   states workers worker_pid sql_error sql_fails
   start_psql finish_psql say_psql answers work_table once_each
+  until_true server_start server_stop
 );
+
+my %servers;
+
+# until_true(CODE): polls, with the usual time-out
+sub until_true
+{
+	my ($code) = @_;
+
+	for (1 .. 100 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		return 1 if $code->();
+		select undef, undef, undef, 0.01;
+	}
+	return 0;
+}
+
+# server_start(COMMAND, ENVIRONMENT): another server that a test needs, in a group of
+# processes of its own: {dir, pid, port, url}.  In COMMAND, FOLDER is its scratch folder
+# and PORT a free port; without PORT it chooses one and writes it into FOLDER/port.
+sub server_start
+{
+	my ($command, %env) = @_;
+	my $dir = PostgreSQL::Test::Utils::tempdir_short();
+	my $s = { dir => $dir };
+	my @command;
+
+	$s->{port} = PostgreSQL::Test::Cluster::get_free_port() if grep { $_ eq 'PORT' } @$command;
+	@command = map { $_ eq 'FOLDER' ? $dir : $_ eq 'PORT' ? $s->{port} : $_ } @$command;
+	$s->{pid} = fork // die "fork: $!";
+	if (!$s->{pid})
+	{
+		$ENV{$_} = $env{$_} foreach keys %env;
+		setpgrp;
+		open(STDIN, '<', '/dev/null');
+		open(STDOUT, '>', '/dev/null');
+		open(STDERR, '>', "$dir/errors");
+		exec @command;
+		die "exec: $!";
+	}
+	$servers{ $s->{pid} } = 1;
+	if (!$s->{port})
+	{
+		until_true(sub { -e "$dir/port" }) or die "@command did not start";
+		$s->{port} = slurp_file("$dir/port");
+	}
+	$s->{url} = "http://127.0.0.1:$s->{port}";
+	return $s;
+}
+
+sub server_stop
+{
+	my ($s) = @_;
+
+	kill 'KILL', -$s->{pid};
+	waitpid $s->{pid}, 0;
+	delete $servers{ $s->{pid} };
+	return;
+}
+
+END
+{
+	my $rc = $?;
+	kill 'KILL', -$_ foreach keys %servers;
+	$? = $rc;
+}
 
 # Settings every cluster of these tests starts with; later ones win.
 sub swarm_conf

@@ -5,6 +5,7 @@ SELECT swarm.token_estimate(''), swarm.token_estimate('hello world'), swarm.toke
 SELECT swarm.message_compress(string_agg('The section on routine vacuuming says that dead rows stay until vacuum removes them (' || i || ').', E'\n'), 1)
 FROM generate_series(1, 8) i;
 SELECT swarm.message_compress(E'It is important to note that   this  \n\n\n\n    is very really short, in order to show it.', l) FROM generate_series(1, 3) l;
+SELECT swarm.message_compress(E'The other theory: bathe the cat.', l) FROM generate_series(1, 3) l;
 SELECT swarm.message_compress('x', 4);
 SELECT swarm.message_expand(E'§§1\n§A=x\nno end');
 SELECT swarm.message_expand(E'§§1\n§A=x\n§§\n§B');

@@ -17,6 +17,11 @@ SELECT dialect, name, jsonb_pretty(swarm._llm_parse(dialect, bytes, length(bytes
 SELECT dialect, name, bool_and(swarm._llm_parse(dialect, bytes, i) = swarm._llm_parse(dialect, bytes, length(bytes))) AS same
 FROM stream, generate_series(1, length(bytes)) i GROUP BY dialect, name ORDER BY dialect, name;
 
+-- what JSON may escape but no text holds: zero, halves of pairs; in a tool's arguments too
+SELECT swarm._llm_parse('openai', convert_to('data: {"choices": [{"delta": {"content": "a\u0000b \ud83d\ude00 \ud83dc \ude00 \\u0000 \uD800\u0041 \"}}]}' || E'\n\n', 'UTF8'), 7)->>'bad_events' AS cut_escape;
+SELECT j->>'text' AS text, j->'content'->1->'input' AS input, j->'bad_events' AS bad
+FROM swarm._llm_parse('openai', convert_to('data: {"choices": [{"delta": {"content": "a\u0000b \ud83d\ude00 \ud83dc \ude00 \\u0000 \uD800\u0041", "tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{\"x\": \"1\\u00002\"}"}}]}}]}' || E'\n\n', 'UTF8'), 7) j;
+
 -- damaged: a byte changed anywhere gives no error
 SELECT dialect, name, count(swarm._llm_parse(dialect, set_byte(bytes, i, (get_byte(bytes, i) # b) % 256), 1000)) = 4 * length(bytes) AS no_error
 FROM stream, generate_series(0, length(bytes) - 1) i, unnest('{1,32,128,255}'::int[]) b GROUP BY dialect, name, bytes ORDER BY dialect, name;

@@ -70,8 +70,17 @@ foreach my $model ('m', 'g')
 		$node->safe_psql('postgres', "ALTER SERVER $_ OPTIONS (SET stall_timeout '" . ($waits ? '1s' : '1h') . "')") foreach 'a', 'o';
 		$r = ask_wait($node, "'$model', 'hello'");
 		$attempts = '[2-5]' if $waits;
-		like( "$r->{state} " . $node->safe_psql('postgres', "SELECT attempts FROM swarm.llm_messages WHERE conversation = $r->{id} AND role = 'assistant'"),
+		like( "$r->{state} " . $node->safe_psql('postgres', "SELECT attempts FROM swarm.llm_messages WHERE conversation = $r->{id} AND role = 'assistant' ORDER BY no DESC LIMIT 1"),
 			qr/^$state $attempts$/, "$model, $name: state and attempts") or diag explain $r;
+		# what was refused costs nothing; each attempt that the server has begun to answer, or that nobody knows of, is booked
+		my $booked = $rule->{status} ? $state eq 'complete' ? 't|1|0' : 'f|0|0' : 't|attempts|lost';
+		is( $node->safe_psql('postgres', "SELECT count(c) > 0, count(c), count(*) FILTER (WHERE m.state = 'partial' AND m.estimated AND m.tokens_in > 0)
+FROM swarm.llm_messages m LEFT JOIN (SELECT row_number() OVER (ORDER BY id) AS n, tokens_in, tokens_out, cost, estimated FROM swarm.costs WHERE conversation = $r->{id}) c
+    ON c.n = m.no - 1 AND (c.tokens_in, c.tokens_out, c.cost, c.estimated) = (m.tokens_in, m.tokens_out, m.cost, m.estimated) WHERE m.conversation = $r->{id} AND m.role = 'assistant'") ,
+			$booked =~ s/attempts/$node->safe_psql('postgres', "SELECT max(attempts) FROM swarm.llm_messages WHERE conversation = $r->{id}")/er =~ s/lost/$node->safe_psql('postgres', "SELECT count(*) FROM swarm.llm_messages WHERE conversation = $r->{id} AND state = 'partial'")/er,
+			'... each attempt that may have cost something is booked once');
+		is($node->safe_psql('postgres', "SELECT c.tokens_in = sum(m.tokens_in) AND c.tokens_out = sum(m.tokens_out) AND c.cost = sum(m.cost) FROM swarm.llm_conversations c JOIN swarm.llm_messages m ON m.conversation = c.id
+WHERE c.id = $r->{id} AND m.role = 'assistant' GROUP BY c.id, c.tokens_in, c.tokens_out, c.cost"), 't', '... and part of what the conversation costs');
 		is($r->{text}, 'You said: hello', '... no piece twice') if $state eq 'complete';
 		is($r->{cost}, 0, '... a refused request costs nothing') if $rule->{status} && $state eq 'failed';
 		like($r->{error}, qr/server "[ao]" failed: by script \($rule->{type}, status $rule->{status}, $attempts attempts\)/, '... and why') if $rule->{status} && $state eq 'failed';
@@ -84,6 +93,10 @@ $r = ask_wait($node, "'lost', 'hello'");
 is("$r->{state} $r->{sqlstate} $r->{error}", 'failed 42704 server "nowhere" does not exist', 'a server that does not exist');
 $r = ask_wait($node, "'none', 'hello'");
 is("$r->{state} $r->{sqlstate}", 'failed 55000', 'a model without a server');
+
+$node->safe_psql('postgres', "CREATE SERVER gone FOREIGN DATA WRAPPER swarm_llm OPTIONS (endpoint 'http://127.0.0.1:1'); INSERT INTO swarm.models (name, server, price_input, price_output) VALUES ('gone', 'gone', 1, 1)");
+$r = ask_wait($node, "'gone', 'hello'");
+is("$r->{state} $r->{sqlstate} $r->{tokens_in} " . $node->safe_psql('postgres', "SELECT count(*) FROM swarm.costs WHERE conversation = $r->{id}"), 'failed 08006 0 0', 'what could not be sent costs nothing');
 
 # Embeddings and counts
 $r = answer($node, $node->safe_psql('postgres', "SELECT swarm.llm_embed('g', '{a,bcd}')"));
@@ -154,7 +167,7 @@ foreach my $how ('kill', 'stop')
 $node->safe_psql('postgres', q{ALTER USER MAPPING FOR PUBLIC SERVER a OPTIONS (SET api_key 'sk-WRONGKEY')});
 llm_clear($llm);
 $r = ask_wait($node, "'m', 'hello'");
-like($r->{error}, qr/authentication_error, status 401, 1 attempts/, 'a wrong key');
+like($r->{error}, qr/wrong key \*+ \(authentication_error, status 401, 1 attempts/, 'a wrong key, which the server repeats');
 unlike(join("\n", map { $node->safe_psql('postgres', "SELECT string_agg(t::text, E'\\n') FROM $_ t") }
 		qw(swarm.llm_conversations swarm.llm_messages swarm.llm_calls swarm.costs swarm.jobs swarm.workers pg_stat_activity swarm.models pg_foreign_server)),
 	qr/sk-(test|WRONG)/, 'no key in any view');

@@ -116,6 +116,19 @@ as('alice', "SELECT swarm.llm_approve($r->{id}, 'toolu_0')");
 $r = answer($node, $r->{id});
 like($r->{text}, qr/not allowed in permission mode plan/, 'a mode that is tightened holds for calls that were asked for before');
 
+# An id names one call: the second of that id is never called
+llm_rules($llm, { match => 'use', same_id => 1, times => 1 });
+$r = ask_as('alice', "'m', 'use note_add {\"id\": 20, \"body\": \"shown\"} note_add {\"id\": 21, \"body\": \"hidden\"}', $tools");
+is(join(' ', map { "$_->{call}=$_->{input}{id}" } @{ $r->{calls} }), 'toolu_0=20', 'two calls with one id: one waits');
+as('alice', "SELECT swarm.llm_approve($r->{id}, 'toolu_0')");
+$r = answer($node, $r->{id});
+like($r->{text}, qr/^Results: 20, ERROR not called/, '... the other one is not called');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM notes WHERE id = 21'), '0', '... indeed');
+llm_rules($llm, { match => 'use', long_id => 9000, times => 1 });
+$r = ask_as('alice', "'m', 'use note_add {\"id\": 22, \"body\": \"x\"}', $tools");
+like("$r->{state} $r->{text}", qr/^complete Results: ERROR not called/, 'a call with an id that no notification holds');
+llm_clear($llm);
+
 # A crash between a tool's effects and the end: neither twice nor lost
 foreach my $point ('llm.tool', 'llm.store')
 {
@@ -155,8 +168,7 @@ FROM (SELECT state, sqlstate FROM swarm.llm_conversations ORDER BY id DESC LIMIT
 cmp_ok($done, '>', 3, '... some have their answer');
 is($done + $refused, 60, '... the others are refused');
 my $alerts = say_psql($listener, 'SELECT 1');
-my $n = () = $alerts =~ /"budget": 1[^\n]*"used_percent": 100|"used_percent": 100[^\n]*"budget": 1/g;
-is($n, 1, '... the alert at 100 % comes once') or diag $alerts, $node->safe_psql('postgres', 'SELECT * FROM swarm.budget_status');
+is(join(' ', $alerts =~ /"level": (\d+)/g), '80 100', '... the alerts come once each') or diag $alerts, $node->safe_psql('postgres', 'SELECT * FROM swarm.budget_status');
 finish_psql($listener);
 
 # 80 %, and an action that warns only
@@ -165,8 +177,55 @@ say_psql($listener, 'LISTEN swarm_events');
 $node->safe_psql('postgres', "DELETE FROM swarm.budgets; INSERT INTO swarm.budgets (id, scope, limit_tokens, period, action) VALUES (2, 'all', 400, 'total', 'warn')");
 ask_as('alice', "'m', 'hello'") for 1 .. 14;
 $alerts = say_psql($listener, 'SELECT 1');
-is(join(' ', sort $alerts =~ /"used_percent": (\d+)/g), '100 80', 'alerts at 80 and 100 %, each once') or diag $alerts;
+is(join(' ', map { /"level": (\d+)/; my $level = $1; /"used_percent": ([\d.]+)/ && $1 >= $level ? $level : "$level?" } grep { /"level"/ } split /\n/, $alerts),
+	'80 100', 'alerts at 80 and 100 %, each once, with what is used') or diag $alerts;
+$node->safe_psql('postgres', 'UPDATE swarm.budgets SET limit_tokens = 100000');
+is($node->safe_psql('postgres', 'SELECT alerted FROM swarm.budget_status'), '0', '... and anew for another limit');
 finish_psql($listener);
+
+# Attempts that were cut are reserved for and booked one by one
+llm_clear($llm);
+llm_rules($llm, { match => 'hello', cut => 350 });
+foreach my $own (0, 1)
+{
+	$node->safe_psql('postgres', 'DELETE FROM swarm.budgets');
+	$node->safe_psql('postgres', "INSERT INTO swarm.budgets (id, scope, limit_tokens, period) VALUES (4, 'role:alice', 1250, 'total')") unless $own;
+	$r = ask_as('alice', "'m', 'hello', options => '{\"max_tokens\": 1000" . ($own ? ', "budget_tokens": 1250' : '') . "}'");
+	is("$r->{state} $r->{sqlstate}", 'failed 53400', 'a stream that is always cut ends with the budget') or diag explain $r;
+	my ($n, $in_limit) = split /\|/, $node->safe_psql('postgres', "SELECT count(*), sum(tokens_in + tokens_out) BETWEEN 10 AND 1250 FROM swarm.costs WHERE conversation = $r->{id}");
+	is($in_limit, 't', '... what it has used is booked');
+	is(scalar(grep { /CUT/ } llm_log($llm)), $n, '... each attempt once');
+	cmp_ok($n, '<', 4, '... and those that had no room were not made');
+	unlink "$llm->{dir}/log";
+}
+is($node->safe_psql('postgres', 'SELECT count(*) FROM swarm._llm_reservation'), '0', '... nothing stays reserved');
+llm_clear($llm);
+
+# What its bytes do not bound
+$node->safe_psql('postgres', "INSERT INTO swarm.budgets (id, scope, limit_tokens, period) VALUES (5, 'role:alice', 1000000, 'total')");
+my $url = '{"type": "url", "url": "https://example.com/a.pdf"}';
+foreach my $t (
+	[ qq('[{"role": "user", "content": [{"type": "document", "source": $url}]}]'::jsonb), 'block of type "document"' ],
+	[ qq('[{"role": "user", "content": [{"type": "image", "source": $url}]}]'::jsonb), 'block of type "image"' ],
+	[ qq('[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.com/"}}]}]'::jsonb), 'block of type "image_url"' ],
+	[ qq('[{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "x", "content": [{"type": "image", "source": $url}]}]}]'::jsonb), 'block of type "image"' ],
+	[ q('x', options => '{"params": {"mcp_servers": [{"url": "https://example.com"}]}}'), 'parameter "mcp_servers"' ])
+{
+	my ($arguments, $what) = @$t;
+
+	$r = ask_as('alice', "'m', $arguments");
+	is("$r->{state} $r->{sqlstate} $r->{error}", "failed 53400 a budget cannot bound a $what" =~ s/bound a parameter/bound parameter/r, "refused where a budget holds: $what");
+}
+foreach my $arguments (q('[{"role": "user", "content": [{"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}}, {"type": "text", "text": "hello"}]}]'::jsonb),
+	q('hello', options => '{"params": {"temperature": 0.5, "max_tokens": 1}}'))
+{
+	is(ask_as('alice', "'m', $arguments")->{state}, 'complete', '... but not what they do');
+}
+$node->safe_psql('postgres', "UPDATE swarm.budgets SET action = 'warn'");
+is(ask_as('alice', "'m', " . qq('[{"role": "user", "content": [{"type": "document", "source": $url}, {"type": "text", "text": "hello"}]}]'::jsonb))->{state}, 'complete', '... nor where it only warns');
+$node->safe_psql('postgres', "INSERT INTO swarm.models (name, server) VALUES ('unpriced', 'a')");
+$r = ask_as('alice', "'unpriced', 'hello', options => '{\"budget_usd\": 1}'");
+like("$r->{state} $r->{error}", qr/^failed model "unpriced" has no prices/, 'a budget of the conversation in USD and a model without prices');
 
 # pause, more room, resume
 $node->safe_psql('postgres', "DELETE FROM swarm.budgets; INSERT INTO swarm.budgets (id, scope, limit_usd, period, action) VALUES (3, 'model:m', 0.000001, 'day', 'pause')");
@@ -190,6 +249,20 @@ is($r->{state}, 'failed', 'a budget of a day is used up');
 $node->safe_psql('postgres', q{SELECT swarm._clock_advance('1 day')});
 $r = ask_as('alice', "'m', 'hello', options => '{\"max_tokens\": 1000}'");
 is($r->{state}, 'complete', '... and new the next day');
+
+# What has ended goes with the history of jobs; what waits for somebody stays, and what it has cost
+$node->safe_psql('postgres', 'DELETE FROM swarm.budgets');
+$r = ask_as('alice', "'m', 'use note_add {\"id\": 12, \"body\": \"twelve\"}', $tools");
+is($r->{state}, 'awaiting_approval', 'a conversation that waits');
+my $costs = $node->safe_psql('postgres', 'SELECT count(*) FROM swarm.costs');
+$node->safe_psql('postgres', q{SELECT swarm._clock_advance('6 days')});
+my $young = ask_as('alice', "'m', 'hello', options => '{\"max_tokens\": 100}'");
+$node->safe_psql('postgres', q{SELECT swarm._clock_advance('3 days')});
+poll_ok($node, "SELECT count(*) FROM swarm.llm_conversations WHERE state <> 'awaiting_approval'", 'old conversations go', '1');
+is($node->safe_psql('postgres', "SELECT string_agg(state, ' ' ORDER BY id) FROM swarm.llm_conversations WHERE id IN ($r->{id}, $young->{id})"), 'awaiting_approval complete',
+	'... not one that waits, nor a young one');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM swarm.llm_messages m WHERE NOT EXISTS (SELECT FROM swarm.llm_conversations c WHERE c.id = m.conversation)'), '0', '... with their messages');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM swarm.costs'), $costs + 1, '... not what they have cost');
 
 $node->stop;
 done_testing();
