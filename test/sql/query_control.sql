@@ -105,7 +105,7 @@ SELECT swarm.query_resume(:id);
 ALTER TABLE query_control.go ADD a int;
 SELECT swarm.query_wait(:id), swarm.query_result(:id);
 SELECT state, pauses, total_pause > '0' AS paused, resumed_at > paused_at AS resumed FROM swarm.queries WHERE id = :id;
-CALL query_control.until(format('(SELECT count(*) >= 15 FROM swarm.query_events WHERE query = %s)', :id));
+CALL query_control.until(format('(SELECT count(*) >= 15 AND bool_or(action = ''resume'') FROM swarm.query_events WHERE query = %s)', :id));
 SELECT action, before, after, detail = 'x' AS detail FROM swarm.query_events WHERE query = :id AND action <> 'execute_command' ORDER BY at, id;
 SELECT detail FROM swarm.query_events WHERE query = :id AND action = 'execute_command' ORDER BY at, id LIMIT 3;
 
