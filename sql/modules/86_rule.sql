@@ -84,6 +84,16 @@ CREATE FUNCTION swarm.rule_create(name text, priority int, condition text, actio
 RETURNS void LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    IF num_nulls(name, priority, condition, action, params, enabled, on_demand) > 0 THEN
+        RAISE 'no argument of rule_create() may be null' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    IF action NOT IN ('pause', 'resume', 'terminate', 'change_model', 'change_permissions', 'execute_command') THEN
+        RAISE 'unknown action "%"', action USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Actions are pause, resume, terminate, change_model, change_permissions and execute_command.';
+    END IF;
+    IF jsonb_typeof(params) <> 'object' THEN
+        RAISE 'the parameters of a rule must be an object' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     -- its names and types; what it does is looked at when it is used
     EXECUTE format(E'SELECT FROM swarm.queries q WHERE false AND (%s\n)', condition);
     INSERT INTO swarm._rule (name, priority, condition, action, params, enabled, on_demand)
@@ -120,6 +130,9 @@ CREATE FUNCTION swarm.optimizer_start(period interval = '5 s') RETURNS boolean
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    IF period IS NULL OR period < interval '0.1 s' THEN
+        RAISE 'the period of the optimizer must be at least 0.1 s' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     UPDATE swarm._optimizer o SET enabled = true, period = $1 WHERE NOT enabled;
     IF NOT FOUND THEN
         RAISE WARNING 'the optimizer runs already';
@@ -162,9 +175,18 @@ COMMENT ON FUNCTION swarm.query_optimize IS 'apply the rules for this to a query
 -- ---------------------------------------------------------------------
 
 CREATE FUNCTION swarm.flag_set(name text, enabled boolean = true, percentage numeric = 100) RETURNS void
-LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
-AS $$ INSERT INTO swarm._flag VALUES (name, enabled, percentage)
-    ON CONFLICT ON CONSTRAINT _flag_pkey DO UPDATE SET enabled = EXCLUDED.enabled, percentage = EXCLUDED.percentage $$;
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF num_nulls(name, enabled, percentage) > 0 THEN
+        RAISE 'no argument of flag_set() may be null' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    IF percentage NOT BETWEEN 0 AND 100 THEN
+        RAISE 'the percentage must be between 0 and 100' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    INSERT INTO swarm._flag VALUES (name, enabled, percentage)
+    ON CONFLICT ON CONSTRAINT _flag_pkey DO UPDATE SET enabled = EXCLUDED.enabled, percentage = EXCLUDED.percentage;
+END $$;
 COMMENT ON FUNCTION swarm.flag_set IS 'switch a feature on for a percentage of keys, or off';
 
 -- The same key stays on when the percentage grows.

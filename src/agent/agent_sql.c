@@ -95,6 +95,10 @@ swarm__agent_job(PG_FUNCTION_ARGS)
 	Datum		job;
 	bool		isnull;
 
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1) || PG_ARGISNULL(2))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("the job of an agent needs an owner, an agent and a priority")));
 	GetUserIdAndSecContext(&user, &sec_context);
 	SPI_connect();
 	if (plan == NULL)

@@ -85,6 +85,10 @@ FROM generate_series(1, 10000) i WHERE swarm.flag_enabled('asyncExecution', 'use
 SELECT swarm.flag_set('asyncExecution');
 SELECT bool_and(swarm.flag_enabled('asyncExecution', i::text)) FROM generate_series(1, 100) i;
 SELECT swarm.flag_set('asyncExecution', percentage => 101);
+SELECT swarm.flag_set(NULL);
+SELECT swarm.optimizer_start('0 s');
+SELECT swarm.rule_create(NULL, 1, 'true', 'pause');
+SELECT swarm.rule_create('list', 1, 'true', 'pause', '[]');
 SELECT count(*) BETWEEN 4800 AND 5200 AS half, bool_and(swarm.flag_variant('exp', i::text) = swarm.flag_variant('exp', i::text)) AS stable
 FROM generate_series(1, 10000) i WHERE swarm.flag_variant('exp', i::text) = 'a';
 SELECT DISTINCT swarm.flag_variant('exp', i::text, '{red,green,blue}') AS variant FROM generate_series(1, 100) i ORDER BY 1;
