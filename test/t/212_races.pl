@@ -36,7 +36,7 @@ sub in_step
 }
 
 work_table($node);
-$node->safe_psql('postgres', q{SELECT swarm.queue_create('batched', batch => 2)});
+$node->safe_psql('postgres', q{SELECT swarm.queue_create('batched', batch => 2), swarm.queue_pause('batched')});
 
 # The second job of a batch is cancelled by a transaction that commits when the
 # runner wants to record that the job has failed.
@@ -44,6 +44,7 @@ fault('job.claimed');
 my $ids = $node->safe_psql('postgres', q{
 SELECT string_agg(swarm.job_enqueue('work', '{"fail": 5}', queue => 'batched')::text, ',') FROM generate_series(1, 2)});
 my ($first, $second) = split /,/, $ids;
+$node->safe_psql('postgres', q{SELECT swarm.queue_resume('batched')});	# both at once, for one runner
 poll_ok($node, "SELECT state FROM swarm.jobs WHERE id = $first", 'the first job of the batch is announced', 'running');
 my $other = start_psql($node);
 is(say_psql($other, "BEGIN;\nSELECT swarm.job_cancel($second)"), 't', 'the second one is cancelled');
