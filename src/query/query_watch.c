@@ -24,7 +24,7 @@
 #include "worker/worker.h"
 
 #define LOOK_EVERY_US	(2 * USECS_PER_SEC)
-#define RETRY_US		(USECS_PER_SEC / 5)	/* news of a row that was locked */
+#define RETRY_US		(USECS_PER_SEC / 5) /* news of a row that was locked */
 
 static TimestampTz due(void);
 static TimestampTz slots_due(bool *unnamed);
