@@ -152,8 +152,9 @@ foreach my $point ('upload.open', 'upload.turn', 'upload.store', 'upload.part', 
 
 		s3_clear($s3);
 		$node->safe_psql('postgres', "SELECT swarm._fault_arm('$point', '$action', 0, 1)");
-		my $batch = upload(1, $large);
+		$node->psql('postgres', upload_sql(1, $large));	# may be ended by the crash, after its commit
 		ok(crash_is_over($node, $n), "$action at $point: a crash") if $action eq 'kill';
+		my $batch = $node->safe_psql('postgres', 'SELECT max(id) FROM swarm.s3_batches');
 		my $got = status($batch);
 		my $want = $point eq 'upload.open' && $action eq 'error' ? 500 : 200;	# costs the file
 		is($got->{status}, $want, "$action at $point: the outcome") or diag explain $got;

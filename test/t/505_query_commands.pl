@@ -78,6 +78,7 @@ my @commands = (
 	[ 'RESET ALL', '0' ],
 	[ 'LISTEN swarm_events', '0' ]);
 
+my $assertions = $node->safe_psql('postgres', 'SHOW debug_assertions') eq 'on';
 for my $where (sort keys %where)
 {
 	my ($before, $sql) = @{ $where{$where} };
@@ -96,6 +97,8 @@ for my $where (sort keys %where)
 		my $call = "SELECT swarm.query_execute_command($id, \$c\$$command\$c\$)";
 
 		next if $where eq 'a read-only transaction' && $command =~ /^(?:DISCARD TEMP|LISTEN|TRUNCATE|DROP|ALTER)/;
+		# the server's own assertion forbids what PL/pgSQL's EXCEPTION does in a COMMIT, and what is done here
+		next if $where eq 'a cursor that is held' && ref $result && $assertions;
 		next if $where eq 'a prepared statement' && $command =~ /^DEALLOCATE/;	# EXECUTE looks for its name again at its end
 		if (ref $result)
 		{
