@@ -567,6 +567,30 @@ SELECT swarm._agent_job(a.owner, a.id,
 FROM swarm._agent a WHERE a.id = $1
 $$;
 
+-- An agent has more than it can do now: wake an idle one of the same type and
+-- role, which takes a task that is not pinned, and wakes the next one if there
+-- are more. One that was woken a moment ago is on its way.
+CREATE FUNCTION swarm._agent_help(busy bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    w record;
+    peer bigint;
+BEGIN
+    SELECT q.priority, q.capabilities, s.owner, s.type INTO w
+    FROM swarm._agent_task q JOIN swarm._agent o ON o.id = q.agent JOIN swarm._agent_set s ON s.id = o.set
+    WHERE q.agent = busy AND q.state = 'queued' AND NOT q.pinned AND q.run_at <= swarm._now() ORDER BY q.rank LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    SELECT o.id INTO peer FROM swarm._agent_set s JOIN swarm._agent o ON o.set = s.id AND o.state = 'idle'
+    WHERE s.owner = w.owner AND s.type = w.type AND s.capabilities @> w.capabilities AND o.id <> busy
+      AND o.last_used < clock_timestamp() - interval '10 ms' LIMIT 1 FOR UPDATE OF o SKIP LOCKED;
+    IF FOUND THEN
+        UPDATE swarm._agent o SET last_used = clock_timestamp() WHERE o.id = peer;
+        PERFORM swarm._agent_job(w.owner, peer, w.priority::text, swarm._now());
+    END IF;
+END $$;
+
 -- Where a task stands: earlier is first. A priority is worth job_ageing.
 CREATE FUNCTION swarm._agent_task_rank(priority swarm.priority, at timestamptz) RETURNS timestamptz
 LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -970,6 +994,7 @@ BEGIN
     WHERE o.id = a.id;
     a.task := t.id;
     PERFORM swarm._agent_go(a, 'take');
+    PERFORM swarm._agent_help(t.agent);
     task := t.id;
     proc := swarm._agent_handler(y.handler);
     payload := t.payload;

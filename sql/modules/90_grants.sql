@@ -149,7 +149,7 @@ REVOKE ALL ON FUNCTION
     swarm._agent_find(oid, text[], text, integer, text, text), swarm._agent_get(oid, bigint), swarm._agent_shares(oid, oid),
     swarm._agent_go(swarm._agent, text, text), swarm._agent_handler(text),
     swarm._agent_handoff(oid, bigint, bigint, jsonb), swarm._agent_has_work(bigint),
-    swarm._agent_inbox(oid, bigint, integer), swarm._agent_job(oid, bigint, text, timestamp with time zone),
+    swarm._agent_help(bigint), swarm._agent_inbox(oid, bigint, integer), swarm._agent_job(oid, bigint, text, timestamp with time zone),
     swarm._agent_join(bigint), swarm._agent_kill(oid, bigint),
     swarm._agent_message(oid, bigint, bigint, text, jsonb), swarm._agent_pause(oid, bigint),
     swarm._agent_progress(oid, bigint, double precision, text), swarm._agent_purge(),

@@ -59,6 +59,7 @@ static bool has_work(int64 agent);
 static void run_task(int64 agent, Task *task, MemoryContext context);
 static void begin_task(int64 agent, const Task *task, SwarmCall *call);
 static void end_task(int64 agent, const Task *task, const SwarmCall *call);
+static void help(int64 agent);
 static void again(int64 agent);
 static void commit(MemoryContext context, bool lazily);
 static bool lock_agent(int64 agent);
@@ -115,7 +116,10 @@ work(int64 agent, MemoryContext context)
 		MemoryContextReset(context);
 		MemoryContextSwitchTo(context);
 		if (!locked && !lock_agent(agent))
-			return;				/* who has it looks again */
+		{
+			help(agent);		/* who has it looks again, but when? */
+			return;
+		}
 		locked = true;
 		found = take(agent, context, &task);
 		commit(context, true);
@@ -304,6 +308,19 @@ end_task(int64 agent, const Task *task, const SwarmCall *call)
 	values[5] = Int64GetDatum(call->us);
 	swarm_spi_begin(&spi);
 	(void) swarm_spi_execute("SELECT swarm._agent_done($1, $2, $3, $4, $5, $6)", 6, types, values, nulls);
+	swarm_spi_end(&spi);
+}
+
+/* help: let an idle agent of its type do what waits for a busy one. */
+static void
+help(int64 agent)
+{
+	SwarmSpi	spi;
+	Oid			types[] = {INT8OID};
+	Datum		values[] = {Int64GetDatum(agent)};
+
+	swarm_spi_begin(&spi);
+	(void) swarm_spi_execute("SELECT swarm._agent_help($1)", 1, types, values, NULL);
 	swarm_spi_end(&spi);
 }
 

@@ -65,6 +65,19 @@ is(sql(q{SELECT stolen FROM swarm.agent_stat WHERE name = 'q'}), '5', '... which
 finish_psql($holder);
 is(sql("SELECT state FROM swarm.task_wait($held, '$wait s')"), 'done', 'the busy one goes on');
 
+# One that has nothing to do helps when tasks of a busy one become due
+say_psql($holder = start_psql($node, undef), 'SELECT pg_advisory_lock(4711);');
+sql('SELECT swarm.agent_pause(' . id('q') . ')');
+$held = sql(q{SELECT swarm.task_submit('{"type": "part", "task": {"lock": 4711}}')});
+poll_ok($node, q{SELECT count(*) FROM swarm.agents WHERE name = 'p' AND state = 'busy'}, 'an agent is busy again', '1');
+@tasks = map { sql(q{SELECT swarm.task_submit('{"type": "part", "task": {"n": 1}}'::jsonb || jsonb_build_object('run_at', swarm._now() + interval '2 hours'))}) } 1 .. 5;
+sql('SELECT swarm.agent_resume(' . id('q') . ')');
+sql(q{SELECT swarm._clock_advance('3 hours')});
+poll_ok($node, q{SELECT count(*) FROM swarm.agent_tasks WHERE state = 'done' AND id IN (} . join(',', @tasks) . ')', 'the other one does what has become due', '5');
+finish_psql($holder);
+is(sql("SELECT state FROM swarm.task_wait($held, '$wait s')"), 'done', 'the busy one goes on again');
+sql('SELECT swarm._clock_advance(NULL)');
+
 # A hand-off that fails for good
 $task = sql('SELECT swarm.agent_handoff(' . id('p') . ', ' . id('q') . q{, '{"left": 1}')});
 is(sql("SELECT state, attempts FROM swarm.task_wait($task, '$wait s')"), 'failed|2', 'a hand-off is tried again, then fails');
