@@ -10,10 +10,7 @@
 #include "hnsw/hnsw_int.h"
 
 /* Bytes that one prefetch brings. */
-#define CACHE_LINE		64
-
-/* Bytes of a slot that are asked for at once; what follows comes in order. */
-#define MAX_PREFETCH	512
+#define SWARM_CACHE_LINE	64
 
 /*
  * swarm_hnsw_prefetch: ask for the bytes [from, end) of a slot, and with `pin`
@@ -47,9 +44,8 @@ swarm_hnsw_prefetch(const SwarmHnswIndex *index, SwarmHnswStream stream,
 	slot = (const char *) BufferGetBlock(buffer) +
 		MAXALIGN(SizeOfPageHeaderData) +
 		(Size) (id - page * per_page) * index->layout.slot_size[stream];
-	end = Min(end, from + MAX_PREFETCH);
-	line = (const char *) TYPEALIGN_DOWN(CACHE_LINE, slot + from);
-	for (; line < slot + end; line += CACHE_LINE)
+	line = (const char *) TYPEALIGN_DOWN(SWARM_CACHE_LINE, slot + from);
+	for (; line < slot + end; line += SWARM_CACHE_LINE)
 		__builtin_prefetch(line);
 }
 

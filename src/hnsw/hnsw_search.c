@@ -21,6 +21,9 @@
 /* Slots of a fresh set of ids. */
 #define IDSET_ROOM		2048
 
+/* Bytes of a node that are asked for; what follows comes in order. */
+#define MAX_PREFETCH	512
+
 /* Links of one node at most, and codes scored at a time. */
 #define MAX_LINKS		200
 
@@ -33,18 +36,20 @@ static void offer(SwarmHnswSearch *search, SwarmCandidate c, int ef);
 static pg_attribute_always_inline void
 prefetch_code(const SwarmHnswSearch *search, SwarmNodeId id)
 {
+	Size		end = offsetof(SwarmNode, code) + search->index->codec.code_size;
+
 	swarm_hnsw_prefetch(search->index, SWARM_STREAM_NODE, id, 0,
-						offsetof(SwarmNode, code) + search->index->codec.code_size,
-						true);
+						Min(end, MAX_PREFETCH), true);
 }
 
 static pg_attribute_always_inline void
 prefetch_links(const SwarmHnswSearch *search, SwarmNodeId id)
 {
-	swarm_hnsw_prefetch(search->index, SWARM_STREAM_NODE, id,
-						offsetof(SwarmNode, code) + search->index->codec.code_size,
-						search->index->layout.slot_size[SWARM_STREAM_NODE],
-						false);
+	Size		from = offsetof(SwarmNode, code) + search->index->codec.code_size;
+	Size		end = search->index->layout.slot_size[SWARM_STREAM_NODE];
+
+	swarm_hnsw_prefetch(search->index, SWARM_STREAM_NODE, id, from,
+						Min(end, from + MAX_PREFETCH), false);
 }
 
 /* ------------------------------------------------------------ id sets */
