@@ -31,39 +31,9 @@ CREATE FUNCTION swarm._agent_call(role oid, proc oid, argument jsonb, timeout_ms
     OUT result jsonb, OUT error text, OUT state text, OUT timed_out boolean, OUT ms float8)
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm__agent_call';
 
--- Count a call of a hook, in shared memory; what: called, failed, vetoed, timed out.
-CREATE FUNCTION swarm._hook_count(hook int, what int, ms float8) RETURNS void
-LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm__hook_count';
+-- What calls of hooks came to, counted in shared memory; agent_hook.c.
 CREATE FUNCTION swarm._hook_counts(OUT hook int, OUT calls bigint, OUT failures bigint, OUT vetoes bigint, OUT timeouts bigint, OUT total_ms float8)
 RETURNS SETOF record LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 10 AS 'MODULE_PATHNAME', 'swarm__hook_counts';
-
--- All hooks of an event and phase, by priority, each as its owner. Returns why
--- the operation must not be, from the first that says so; what is wrong with a
--- hook itself harms nobody.
-CREATE FUNCTION swarm._hook_call(caller oid, event text, phase text, payload jsonb) RETURNS text
-LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    h swarm._hook;
-    r record;
-    proc oid;
-BEGIN
-    FOR h IN SELECT * FROM swarm._hook k WHERE k.event = _hook_call.event AND k.phase = _hook_call.phase AND k.enabled ORDER BY k.priority DESC, k.id LOOP
-        proc := to_regprocedure(h.handler || '(pg_catalog.jsonb)');
-        IF proc IS NULL THEN
-            PERFORM swarm._hook_count(h.id, 1, 0);
-            CONTINUE;
-        END IF;
-        SELECT * INTO r FROM swarm._agent_call(h.owner, proc,
-            jsonb_build_object('event', event, 'phase', phase, 'role', (SELECT rolname FROM pg_roles WHERE oid = caller), 'data', payload),
-            (extract(epoch FROM h.timeout) * 1000)::int);
-        PERFORM swarm._hook_count(h.id, CASE WHEN r.timed_out THEN 3 WHEN r.error IS NOT NULL THEN 1
-            WHEN phase = 'before' AND r.result ? 'veto' THEN 2 ELSE 0 END, r.ms);
-        IF r.error IS NULL AND phase = 'before' AND r.result ? 'veto' THEN
-            RETURN coalesce(r.result->>'veto', 'refused');
-        END IF;
-    END LOOP;
-    RETURN NULL;
-END $$;
 
 CREATE FUNCTION swarm._hook_events(OUT event text, OUT what text) RETURNS SETOF record
 LANGUAGE sql IMMUTABLE PARALLEL SAFE ROWS 10
