@@ -145,20 +145,20 @@ SELECT pg_catalog.pg_extension_config_dump('swarm._spawn_batch', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._agent_type', 'WHERE NOT builtin');
 
 -- ---------------------------------------------------------------------
--- Who sees what: owner, and members of the owner role
+-- Who sees what: owner, and who has the privileges of the owner role
 -- ---------------------------------------------------------------------
 
 ALTER TABLE swarm._agent ENABLE ROW LEVEL SECURITY;
-CREATE POLICY owner ON swarm._agent FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+CREATE POLICY owner ON swarm._agent FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 ALTER TABLE swarm._agent_set ENABLE ROW LEVEL SECURITY;
-CREATE POLICY owner ON swarm._agent_set FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+CREATE POLICY owner ON swarm._agent_set FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 ALTER TABLE swarm._agent_task ENABLE ROW LEVEL SECURITY;
-CREATE POLICY owner ON swarm._agent_task FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+CREATE POLICY owner ON swarm._agent_task FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 ALTER TABLE swarm._agent_event ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON swarm._agent_event FOR SELECT
     USING (EXISTS (SELECT FROM swarm._agent a WHERE a.id = _agent_event.agent));
 ALTER TABLE swarm._spawn_batch ENABLE ROW LEVEL SECURITY;
-CREATE POLICY owner ON swarm._spawn_batch FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+CREATE POLICY owner ON swarm._spawn_batch FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 
 -- ---------------------------------------------------------------------
 -- Types
@@ -220,7 +220,7 @@ DECLARE
     a swarm._agent;
 BEGIN
     SELECT * INTO a FROM swarm._agent t WHERE t.id = _agent_get.id FOR UPDATE;
-    IF a.id IS NULL OR NOT pg_has_role(caller, a.owner::oid, 'MEMBER') THEN
+    IF a.id IS NULL OR NOT pg_has_role(caller, a.owner::oid, 'USAGE') THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('agent %s does not exist', coalesce(id::text, 'NULL'));
     END IF;
     RETURN a;
@@ -453,7 +453,7 @@ BEGIN
     IF FOUND AND old.builtin THEN
         RAISE EXCEPTION USING ERRCODE = 'reserved_name', MESSAGE = format('type of agents "%s" is part of the extension', spec->>'name'),
             HINT = 'Create one with another name.';
-    ELSIF FOUND AND NOT pg_has_role(caller, old.owner::oid, 'MEMBER') THEN
+    ELSIF FOUND AND NOT pg_has_role(caller, old.owner::oid, 'USAGE') THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = format('must be owner of the type of agents "%s"', spec->>'name');
     END IF;
@@ -486,7 +486,7 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('type of agents "%s" does not exist', name);
     ELSIF t.builtin THEN
         RAISE EXCEPTION USING ERRCODE = 'reserved_name', MESSAGE = format('type of agents "%s" is part of the extension', name);
-    ELSIF NOT pg_has_role(caller, t.owner::oid, 'MEMBER') THEN
+    ELSIF NOT pg_has_role(caller, t.owner::oid, 'USAGE') THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = format('must be owner of the type of agents "%s"', name);
     ELSIF EXISTS (SELECT FROM swarm._agent a WHERE a.type = t.name AND a.state <> 'stopped') THEN
         RAISE EXCEPTION USING ERRCODE = 'dependent_objects_still_exist',
@@ -602,7 +602,7 @@ $$;
 -- number? A superuser's tasks are no business of everybody's handlers.
 CREATE FUNCTION swarm._agent_shares(caller oid, owner oid) RETURNS boolean
 LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-SELECT caller = owner OR (pg_has_role(caller, owner, 'MEMBER') AND NOT (SELECT r.rolsuper FROM pg_roles r WHERE r.oid = caller))
+SELECT caller = owner OR (pg_has_role(caller, owner, 'USAGE') AND NOT (SELECT r.rolsuper FROM pg_roles r WHERE r.oid = caller))
 $$;
 
 -- Agents that the caller may give a task to, the best first, with what makes
@@ -743,7 +743,7 @@ BEGIN
     t.pinned := task ? 'agent';
     IF task ? 'agent' THEN
         SELECT * INTO a FROM swarm._agent o
-        WHERE CASE jsonb_typeof(task->'agent') WHEN 'number' THEN o.id = (task->>'agent')::bigint AND pg_has_role(caller, o.owner::oid, 'MEMBER')
+        WHERE CASE jsonb_typeof(task->'agent') WHEN 'number' THEN o.id = (task->>'agent')::bigint AND pg_has_role(caller, o.owner::oid, 'USAGE')
               ELSE o.name = task->>'agent' AND o.state NOT IN ('stopped', 'failed') AND swarm._agent_shares(caller, o.owner::oid) END
         ORDER BY (o.owner = caller) DESC, o.id LIMIT 1;
         IF NOT FOUND THEN
@@ -798,7 +798,7 @@ DECLARE
     t swarm._agent_task;
 BEGIN
     SELECT * INTO t FROM swarm._agent_task o WHERE o.id = _task_get.id;
-    IF t.id IS NULL OR NOT (pg_has_role(caller, t.owner::oid, 'MEMBER') OR pg_has_role(caller, t.submitter::oid, 'MEMBER')) THEN
+    IF t.id IS NULL OR NOT (pg_has_role(caller, t.owner::oid, 'USAGE') OR pg_has_role(caller, t.submitter::oid, 'USAGE')) THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('task %s does not exist', coalesce(id::text, 'NULL'));
     END IF;
     RETURN t;
@@ -1264,9 +1264,9 @@ BEGIN
             errors[i] := format('$.name: there are two agents "%s" in this call', names[i]);
         ELSIF y.name IS NULL THEN
             errors[i] := format('$.type: type of agents "%s" does not exist', types[i]);
-        ELSIF owners[i] = 0 OR (owners[i] <> caller AND NOT pg_has_role(caller, owners[i],
+        ELSIF owners[i] = 0 OR (owners[i] <> caller AND NOT (pg_has_role(caller, owners[i], 'USAGE') AND pg_has_role(caller, owners[i],
             -- from 16 on, membership need not allow SET ROLE
-            CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END)) THEN
+            CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END))) THEN
             errors[i] := format('$.role: must be member of role "%s"', coalesce(e->>'role', caller::regrole::text));
         ELSIF EXISTS (SELECT FROM swarm._agent a WHERE a.owner = owners[i] AND a.name = names[i] AND a.state NOT IN ('stopped', 'failed')) THEN
             errors[i] := format('$.name: agent "%s" exists already', names[i]);

@@ -84,7 +84,7 @@ BEGIN
     INSERT INTO swarm._hook AS h (event, phase, handler, owner, priority, timeout)
     VALUES (_hook_create.event, _hook_create.phase, qualified, caller, _hook_create.priority, _hook_create.timeout)
     ON CONFLICT (event, phase, handler) DO UPDATE SET priority = EXCLUDED.priority, timeout = EXCLUDED.timeout, owner = EXCLUDED.owner
-    WHERE pg_has_role(caller, h.owner::oid, 'MEMBER')
+    WHERE pg_has_role(caller, h.owner::oid, 'USAGE')
     RETURNING h.id INTO hook;
     IF hook IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = 'must be owner of the hook';
@@ -101,7 +101,7 @@ COMMENT ON FUNCTION swarm.hook_create IS 'call a function before or after an ope
 CREATE FUNCTION swarm._hook_drop(caller oid, hook int) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    DELETE FROM swarm._hook h WHERE h.id = hook AND pg_has_role(caller, h.owner::oid, 'MEMBER');
+    DELETE FROM swarm._hook h WHERE h.id = hook AND pg_has_role(caller, h.owner::oid, 'USAGE');
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('hook %s does not exist', coalesce(hook::text, 'NULL'));
     END IF;
@@ -114,7 +114,7 @@ COMMENT ON FUNCTION swarm.hook_drop IS 'remove a hook';
 CREATE FUNCTION swarm._hook_enable(caller oid, hook int, enabled boolean) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    UPDATE swarm._hook h SET enabled = coalesce(_hook_enable.enabled, h.enabled) WHERE h.id = hook AND pg_has_role(caller, h.owner::oid, 'MEMBER');
+    UPDATE swarm._hook h SET enabled = coalesce(_hook_enable.enabled, h.enabled) WHERE h.id = hook AND pg_has_role(caller, h.owner::oid, 'USAGE');
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('hook %s does not exist', coalesce(hook::text, 'NULL'));
     END IF;
@@ -336,7 +336,7 @@ SELECT pg_catalog.pg_extension_config_dump('swarm._topology_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._topology', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._topology_member', '');
 ALTER TABLE swarm._topology ENABLE ROW LEVEL SECURITY;
-CREATE POLICY owner ON swarm._topology FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+CREATE POLICY owner ON swarm._topology FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 ALTER TABLE swarm._topology_member ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON swarm._topology_member FOR SELECT
     USING (EXISTS (SELECT FROM swarm._topology t WHERE t.id = _topology_member.topology));
@@ -465,7 +465,7 @@ CREATE INDEX _agent_message_sent ON swarm._agent_message (sent_at);
 SELECT pg_catalog.pg_extension_config_dump('swarm._agent_message_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._agent_message', '');
 ALTER TABLE swarm._agent_message ENABLE ROW LEVEL SECURITY;
-CREATE POLICY owner ON swarm._agent_message FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+CREATE POLICY owner ON swarm._agent_message FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 
 -- A message into an agent's inbox; its type's hook "message" gets it as a task.
 CREATE FUNCTION swarm._agent_tell(from_agent bigint, to_agent bigint, kind text, body jsonb, hops int = 1) RETURNS bigint
@@ -499,8 +499,8 @@ DECLARE
     reached bigint[];
     hop int := 0;
 BEGIN
-    SELECT * INTO f FROM swarm._agent a WHERE a.id = from_agent AND pg_has_role(caller, a.owner::oid, 'MEMBER');
-    IF NOT FOUND OR (to_agent IS NOT NULL AND NOT EXISTS (SELECT FROM swarm._agent a WHERE a.id = to_agent AND pg_has_role(caller, a.owner::oid, 'MEMBER'))) THEN
+    SELECT * INTO f FROM swarm._agent a WHERE a.id = from_agent AND pg_has_role(caller, a.owner::oid, 'USAGE');
+    IF NOT FOUND OR (to_agent IS NOT NULL AND NOT EXISTS (SELECT FROM swarm._agent a WHERE a.id = to_agent AND pg_has_role(caller, a.owner::oid, 'USAGE'))) THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object',
             MESSAGE = format('agent %s does not exist', CASE WHEN f.id IS NULL THEN coalesce(from_agent::text, 'NULL') ELSE to_agent::text END);
     ELSIF kind IS NULL OR length(kind) NOT BETWEEN 1 AND 64 OR body IS NULL THEN
@@ -557,7 +557,7 @@ RETURNS TABLE (id bigint, from_agent bigint, kind text, body jsonb, hops int, se
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
-    IF NOT EXISTS (SELECT FROM swarm._agent a WHERE a.id = agent_id AND pg_has_role(caller, a.owner::oid, 'MEMBER')) THEN
+    IF NOT EXISTS (SELECT FROM swarm._agent a WHERE a.id = agent_id AND pg_has_role(caller, a.owner::oid, 'USAGE')) THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('agent %s does not exist', coalesce(agent_id::text, 'NULL'));
     END IF;
     RETURN QUERY WITH next AS (SELECT m.id FROM swarm._agent_message m WHERE m.to_agent = agent_id AND m.read_at IS NULL
@@ -654,7 +654,7 @@ CREATE TABLE swarm._agent_pattern (
 );
 SELECT pg_catalog.pg_extension_config_dump('swarm._agent_pattern', '');
 ALTER TABLE swarm._agent_pattern ENABLE ROW LEVEL SECURITY;
-CREATE POLICY owner ON swarm._agent_pattern FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+CREATE POLICY owner ON swarm._agent_pattern FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 
 CREATE FUNCTION swarm._protocol_schema() RETURNS jsonb
 LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -691,7 +691,7 @@ BEGIN
     IF FOUND AND old.builtin THEN
         RAISE EXCEPTION USING ERRCODE = 'reserved_name', MESSAGE = format('protocol "%s" is part of the extension', name),
             HINT = 'Create one with another name.';
-    ELSIF FOUND AND NOT pg_has_role(caller, old.owner::oid, 'MEMBER') THEN
+    ELSIF FOUND AND NOT pg_has_role(caller, old.owner::oid, 'USAGE') THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = format('must be owner of protocol "%s"', name);
     END IF;
     INSERT INTO swarm._protocol (name, owner, spec) VALUES (_protocol_create.name, caller, _protocol_create.spec)
@@ -821,7 +821,7 @@ DECLARE
 BEGIN
     -- not locked until the task ends: agent_kill() must not wait for it
     SELECT * INTO a FROM swarm._agent o WHERE o.id = agent_id;
-    IF a.id IS NULL OR NOT pg_has_role(caller, a.owner::oid, 'MEMBER') THEN
+    IF a.id IS NULL OR NOT pg_has_role(caller, a.owner::oid, 'USAGE') THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('agent %s does not exist', coalesce(agent_id::text, 'NULL'));
     END IF;
     SELECT * INTO t FROM swarm._agent_task o WHERE o.id = a.task AND o.state = 'running';
