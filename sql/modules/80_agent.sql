@@ -1163,6 +1163,35 @@ BEGIN
     ORDER BY finished_at LIMIT 1000 FOR UPDATE SKIP LOCKED);
 END $$;
 
+-- Agents that have ended go with the history of jobs, with what hangs on them;
+-- not those for which a task waits.
+CREATE FUNCTION swarm._agent_prune(before timestamptz) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    gone bigint[];
+    linked int[];
+BEGIN
+    PERFORM swarm._agent_purge();
+    WITH ended AS (
+        DELETE FROM swarm._agent a WHERE a.id IN (
+            SELECT o.id FROM swarm._agent o
+            WHERE o.state IN ('stopped', 'failed') AND o.since < before
+              AND NOT EXISTS (SELECT FROM swarm._agent_task t WHERE t.agent = o.id AND t.finished_at IS NULL)
+            FOR UPDATE SKIP LOCKED)
+        RETURNING a.id)
+    SELECT array_agg(id) INTO gone FROM ended;
+    IF gone IS NULL THEN
+        RETURN;
+    END IF;
+    DELETE FROM swarm._agent_event e WHERE e.agent = ANY (gone);
+    DELETE FROM swarm._protocol_run r WHERE r.agent = ANY (gone);
+    WITH unlinked AS (DELETE FROM swarm._topology_member m WHERE m.agent = ANY (gone) RETURNING m.topology)
+    SELECT array_agg(DISTINCT topology) INTO linked FROM unlinked;
+    -- one that is just linked anew has a lock on its row
+    SELECT array_agg(id) INTO linked FROM (SELECT t.id FROM swarm._topology t WHERE t.id = ANY (linked) FOR UPDATE SKIP LOCKED) l;
+    DELETE FROM swarm._topology t WHERE t.id = ANY (linked) AND NOT EXISTS (SELECT FROM swarm._topology_member m WHERE m.topology = t.id);
+END $$;
+
 -- Everybody may execute it, only a runner can.
 CREATE PROCEDURE swarm._agent_work(job swarm.job)
 LANGUAGE c AS 'MODULE_PATHNAME', 'swarm_agent_work';

@@ -476,6 +476,9 @@ DECLARE
     t bigint;
 BEGIN
     SELECT * INTO a FROM swarm._agent o WHERE o.id = to_agent;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
     INSERT INTO swarm._agent_message VALUES (message, a.owner, from_agent, to_agent, kind, body, hops, clock_timestamp(), NULL);
     IF EXISTS (SELECT FROM swarm._agent_type y WHERE y.name = a.type AND y.spec->'hooks' ? 'message') THEN
         t := nextval('swarm._agent_task_id_seq');

@@ -152,7 +152,7 @@ REVOKE ALL ON FUNCTION
     swarm._agent_help(bigint), swarm._agent_inbox(oid, bigint, integer), swarm._agent_job(oid, bigint, text, timestamp with time zone),
     swarm._agent_join(bigint), swarm._agent_kill(oid, bigint),
     swarm._agent_message(oid, bigint, bigint, text, jsonb), swarm._agent_pause(oid, bigint),
-    swarm._agent_progress(oid, bigint, double precision, text), swarm._agent_purge(),
+    swarm._agent_progress(oid, bigint, double precision, text), swarm._agent_purge(), swarm._agent_prune(timestamptz),
     swarm._agent_recover(swarm._agent), swarm._agent_resume(oid, bigint), swarm._agent_set_of(oid, text, text[]),
     swarm._agent_spawn(oid, jsonb, integer, integer, text, text, interval),
     swarm._agent_start(oid[], oid[], integer, integer, integer, boolean), swarm._agent_stop(oid, bigint),

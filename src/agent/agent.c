@@ -4,9 +4,13 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_type.h"
 #include "utils/guc.h"
+#include "utils/timestamp.h"
 
 #include "agent/agent_int.h"
+#include "base/spi.h"
+#include "job/job.h"
 
 static bool parallel_spawn = true;
 
@@ -27,9 +31,28 @@ static struct
 	{"pg_swarm.agent_weight_meaning", "Weight, in the ranking of agents, of a description that is near the query.", 0.30},
 };
 
+static void (*previous_history_hook) (TimestampTz before) = NULL;
+
+/* old_history: agents that have ended go with the history of jobs. */
+static void
+old_history(TimestampTz before)
+{
+	SwarmSpi	spi;
+	Oid			types[] = {TIMESTAMPTZOID};
+	Datum		values[] = {TimestampTzGetDatum(before)};
+
+	if (previous_history_hook)
+		previous_history_hook(before);
+	swarm_spi_begin(&spi);
+	swarm_spi_execute("SELECT swarm._agent_prune($1)", 1, types, values, NULL);
+	swarm_spi_end(&spi);
+}
+
 void
 swarm_agent_init(void)
 {
+	previous_history_hook = swarm_job_history_hook;
+	swarm_job_history_hook = old_history;
 	DefineCustomBoolVariable("pg_swarm.parallel_spawn",
 							 "Start agents in parallel; off starts one after the other.",
 							 NULL, &parallel_spawn, true,
