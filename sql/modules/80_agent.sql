@@ -94,7 +94,8 @@ CREATE TABLE swarm._agent_task (
     started_at timestamptz,
     finished_at timestamptz,
     result jsonb,
-    error text
+    error text,
+    message bigint
 ) WITH (fillfactor = 80);
 CREATE INDEX _agent_task_next ON swarm._agent_task (agent, rank) WHERE state = 'queued';
 CREATE INDEX _agent_task_deadline ON swarm._agent_task (agent, deadline) WHERE state = 'queued' AND deadline IS NOT NULL;
@@ -401,6 +402,7 @@ DECLARE
     t swarm._agent_type;
     old record;
     handler text;
+    path text;
     hook text;
     proc regprocedure;
 BEGIN
@@ -409,20 +411,22 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'invalid type of agents: $ must have exactly one of handler, job_kind and model';
     END IF;
-    IF spec ? 'handler' THEN
-        proc := swarm._agent_handler(spec->>'handler');
-        IF proc = 0::regprocedure OR strpos(spec->>'handler', '.') = 0 THEN
+    FOR path, handler IN SELECT * FROM (VALUES ('handler', spec->>'handler'), ('hooks.message', spec->'hooks'->>'message')) v(p, h) WHERE h IS NOT NULL LOOP
+        proc := swarm._agent_handler(handler);
+        IF proc = 0::regprocedure OR strpos(handler, '.') = 0 THEN
             RAISE EXCEPTION USING ERRCODE = 'undefined_function',
-                MESSAGE = format('invalid type of agents: $.handler: function %s(jsonb, swarm.agent) does not exist', spec->>'handler'),
+                MESSAGE = format('invalid type of agents: $.%s: function %s(jsonb, swarm.agent) does not exist', path, handler),
                 HINT = 'Name it with its schema.';
         END IF;
         IF (SELECT prorettype NOT IN ('jsonb'::regtype, 'void'::regtype) OR prokind <> 'f' OR proretset FROM pg_proc WHERE oid = proc) THEN
             RAISE EXCEPTION USING ERRCODE = 'invalid_function_definition',
-                MESSAGE = format('invalid type of agents: $.handler: %s must be a function that returns jsonb', proc::text);
+                MESSAGE = format('invalid type of agents: $.%s: %s must be a function that returns jsonb', path, proc::text);
         END IF;
         IF NOT has_function_privilege(caller, proc, 'EXECUTE') THEN
-            RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = format('permission denied for function %s', spec->>'handler');
+            RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = format('permission denied for function %s', handler);
         END IF;
+    END LOOP;
+    IF spec ? 'handler' THEN
         handler := spec->>'handler';
     ELSIF spec ? 'job_kind' THEN
         IF spec->>'job_kind' <> 'sql' AND NOT EXISTS (SELECT FROM swarm._handler h WHERE h.kind = spec->>'job_kind') THEN
@@ -996,7 +1000,7 @@ BEGIN
     PERFORM swarm._agent_go(a, 'take');
     PERFORM swarm._agent_help(t.agent);
     task := t.id;
-    proc := swarm._agent_handler(y.handler);
+    proc := swarm._agent_handler(CASE WHEN t.message IS NULL THEN y.handler ELSE y.spec->'hooks'->>'message' END);
     payload := t.payload;
     agent := ROW(a.id, a.name, a.type, s.capabilities, a.priority, a.metadata, y.spec, t.id, t.attempts + 1)::swarm.agent;
     timeout_us := coalesce(extract(epoch FROM least(t.timeout, (y.spec->'budget'->>'max_task_time')::interval,
@@ -1026,7 +1030,8 @@ BEGIN
     END IF;
     code := '38000';
     SELECT y.spec INTO spec FROM swarm._agent_type y WHERE y.name = a.type;
-    veto := coalesce(CASE WHEN spec ? 'budget' THEN swarm._agent_budget(a, spec->'budget') END,
+    veto := coalesce(CASE WHEN t.message IS NOT NULL AND NOT coalesce(spec->'hooks' ? 'message', false) THEN 'its type has no hook for messages any more' END,
+                     CASE WHEN spec ? 'budget' THEN swarm._agent_budget(a, spec->'budget') END,
                      swarm._hook_run(a.owner, 'task', 'before', jsonb_build_object('agent', a.id, 'type', a.type, 'id', t.id, 'task', t.payload)),
                      CASE WHEN spec->'hooks' ? 'before_task' THEN swarm._agent_type_hook(a, t, 'before_task', spec->'hooks'->>'before_task', '{}') END,
                      swarm._protocol_phase(a, t, 'before', NULL));

@@ -467,7 +467,8 @@ SELECT pg_catalog.pg_extension_config_dump('swarm._agent_message', '');
 ALTER TABLE swarm._agent_message ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON swarm._agent_message FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 
--- A message into an agent's inbox; its type's hook "message" gets it as a task.
+-- A message into an agent's inbox; as a task for its type's hook "message", if
+-- there is one. NULL if the agent is gone.
 CREATE FUNCTION swarm._agent_tell(from_agent bigint, to_agent bigint, kind text, body jsonb, hops int = 1) RETURNS bigint
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -483,9 +484,9 @@ BEGIN
     IF EXISTS (SELECT FROM swarm._agent_type y WHERE y.name = a.type AND y.spec->'hooks' ? 'message') THEN
         t := nextval('swarm._agent_task_id_seq');
         INSERT INTO swarm._agent_task (id, owner, submitter, agent, state, priority, rank, run_at, timeout, max_attempts, capabilities, pinned, payload,
-            assigned_to, created_at)
+            assigned_to, created_at, message)
         VALUES (t, a.owner, a.owner, a.id, 'queued', 'high', swarm._agent_task_rank('high', swarm._now()), swarm._now(), '1 min', 3, '{}', true,
-            jsonb_build_object('message', jsonb_build_object('id', message, 'from', from_agent, 'kind', kind, 'body', body)), a.id, swarm._now());
+            jsonb_build_object('message', jsonb_build_object('id', message, 'from', from_agent, 'kind', kind, 'body', body)), a.id, swarm._now(), message);
         PERFORM swarm._agent_job(a.owner, a.id, 'high', swarm._now());
     END IF;
     RETURN message;
