@@ -573,13 +573,17 @@ $$;
 
 -- An agent has more than it can do now: wake an idle one of the same type and
 -- role, which takes a task that is not pinned, and wakes the next one if there
--- are more. One that was woken a moment ago is on its way.
+-- are more. One that was woken a moment ago is on its way. What a busy agent has
+-- to escalate is done here, as its lock is taken.
 CREATE FUNCTION swarm._agent_help(busy bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     w record;
     peer bigint;
 BEGIN
+    IF EXISTS (SELECT FROM swarm._agent_message m WHERE m.from_agent = busy AND m.escalate_at <= swarm._now()) THEN
+        PERFORM swarm._agent_escalate(busy);
+    END IF;
     SELECT q.priority, q.capabilities, s.owner, s.type INTO w
     FROM swarm._agent_task q JOIN swarm._agent o ON o.id = q.agent JOIN swarm._agent_set s ON s.id = o.set
     WHERE q.agent = busy AND q.state = 'queued' AND NOT q.pinned AND q.run_at <= swarm._now() ORDER BY q.rank LIMIT 1;
@@ -961,6 +965,9 @@ BEGIN
         a.state := swarm._agent_recover(a);
         a.lost := a.lost + 1;
         a.task := NULL;
+    END IF;
+    IF EXISTS (SELECT FROM swarm._agent_message m WHERE m.from_agent = a.id AND m.escalate_at <= clock) THEN
+        PERFORM swarm._agent_escalate(a.id);
     END IF;
     IF a.state <> 'idle' THEN
         RETURN;

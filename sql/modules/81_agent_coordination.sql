@@ -458,8 +458,10 @@ CREATE TABLE swarm._agent_message (
     body jsonb NOT NULL,
     hops int NOT NULL,
     sent_at timestamptz NOT NULL,
-    read_at timestamptz
+    read_at timestamptz,
+    escalate_at timestamptz
 ) WITH (fillfactor = 90);
+CREATE INDEX _agent_message_escalate ON swarm._agent_message (from_agent, to_agent) WHERE escalate_at IS NOT NULL;
 CREATE INDEX _agent_message_inbox ON swarm._agent_message (to_agent, id) WHERE read_at IS NULL;
 CREATE INDEX _agent_message_sent ON swarm._agent_message (sent_at);
 SELECT pg_catalog.pg_extension_config_dump('swarm._agent_message_id_seq', '');
@@ -480,7 +482,12 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    INSERT INTO swarm._agent_message VALUES (message, a.owner, from_agent, to_agent, kind, body, hops, clock_timestamp(), NULL);
+    INSERT INTO swarm._agent_message VALUES (message, a.owner, from_agent, to_agent, kind, body, hops, clock_timestamp());
+    IF kind NOT IN ('agent-lost', 'escalate') THEN
+        -- an answer, if there was a request
+        UPDATE swarm._agent_message m SET escalate_at = NULL
+        WHERE m.from_agent = _agent_tell.to_agent AND m.to_agent = _agent_tell.from_agent AND m.escalate_at IS NOT NULL;
+    END IF;
     IF EXISTS (SELECT FROM swarm._agent_type y WHERE y.name = a.type AND y.spec->'hooks' ? 'message') THEN
         t := nextval('swarm._agent_task_id_seq');
         INSERT INTO swarm._agent_task (id, owner, submitter, agent, state, priority, rank, run_at, timeout, max_attempts, capabilities, pinned, payload,
@@ -490,6 +497,34 @@ BEGIN
         PERFORM swarm._agent_job(a.owner, a.id, 'high', swarm._now());
     END IF;
     RETURN message;
+END $$;
+
+-- Requests for help that nobody has answered in time: the others that the agent
+-- is linked with are told, or, if there are none, the agent itself.
+CREATE FUNCTION swarm._agent_escalate(agent bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    a swarm._agent;
+    m swarm._agent_message;
+    receivers bigint[];
+    r bigint;
+BEGIN
+    SELECT * INTO a FROM swarm._agent o WHERE o.id = agent;
+    FOR m IN SELECT * FROM swarm._agent_message o WHERE o.from_agent = agent AND o.escalate_at <= swarm._now() ORDER BY o.id FOR UPDATE SKIP LOCKED LOOP
+        UPDATE swarm._agent_message o SET escalate_at = NULL WHERE o.id = m.id;
+        CONTINUE WHEN a.state IN ('stopped', 'failed');
+        SELECT coalesce(array_agg(DISTINCT l.neighbour), ARRAY[agent]) INTO receivers
+        FROM swarm.topology_neighbours(agent) l WHERE l.neighbour <> m.to_agent;
+        FOREACH r IN ARRAY receivers LOOP
+            PERFORM swarm._agent_tell(agent, r, 'escalate', jsonb_build_object('message', m.id, 'agent', m.to_agent, 'kind', m.kind, 'body', m.body));
+        END LOOP;
+        INSERT INTO swarm._agent_event (agent, task, event, detail, at)
+        VALUES (a.id, a.task, 'escalate', format('agent %s has not answered message %s', m.to_agent, m.id), swarm._now());
+    END LOOP;
+    IF EXISTS (SELECT FROM swarm._agent_message o WHERE o.from_agent = agent AND o.escalate_at <= swarm._now()) THEN
+        -- somebody is just answering it, or not
+        PERFORM swarm._agent_job(a.owner, agent, 'high', swarm._now() + interval '10 s');
+    END IF;
 END $$;
 
 CREATE FUNCTION swarm._agent_message(caller oid, from_agent bigint, to_agent bigint, kind text, body jsonb) RETURNS bigint
@@ -502,6 +537,7 @@ DECLARE
     frontier bigint[];
     reached bigint[];
     hop int := 0;
+    patience interval := current_setting('pg_swarm.agent_escalate_after');
 BEGIN
     SELECT * INTO f FROM swarm._agent a WHERE a.id = from_agent AND pg_has_role(caller, a.owner::oid, 'USAGE');
     IF NOT FOUND OR (to_agent IS NOT NULL AND NOT EXISTS (SELECT FROM swarm._agent a WHERE a.id = to_agent AND pg_has_role(caller, a.owner::oid, 'USAGE'))) THEN
@@ -526,6 +562,10 @@ BEGIN
                 HINT = 'Its topology decides whom it may message: swarm.topology_neighbours().';
         END IF;
         message := swarm._agent_tell(from_agent, to_agent, kind, body);
+        IF kind = 'request-help' AND patience > '0' AND from_agent <> to_agent THEN
+            UPDATE swarm._agent_message m SET escalate_at = swarm._now() + patience WHERE m.id = message;
+            PERFORM swarm._agent_job(f.owner, f.id, 'high', swarm._now() + patience);
+        END IF;
     ELSE
         -- to all, along the links, each one once
         reached := ARRAY[from_agent];
@@ -549,7 +589,9 @@ END $$;
 
 -- swarm.agent_message(from_agent, to_agent, kind, body): to one agent, or, with
 -- to_agent NULL, to all of the topologies of the sender. Returns the id of the
--- (last) message, NULL if there is nobody.
+-- (last) message, NULL if there is nobody. A request-help that the receiver has
+-- not answered, by any message, within pg_swarm.agent_escalate_after becomes
+-- messages escalate to the others that the sender is linked with.
 -- Errors: 42704 no such agent; 42501 the topology has no such link; 55000 the
 -- receiver has ended; 38000 a hook has refused it.
 CREATE FUNCTION swarm.agent_message(from_agent bigint, to_agent bigint, kind text, body jsonb) RETURNS bigint
@@ -578,7 +620,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'swarm_agent_i
 COMMENT ON FUNCTION swarm.agent_inbox IS 'read the messages of an agent, each once';
 
 CREATE VIEW swarm.agent_messages WITH (security_invoker = true) AS
-SELECT m.id, m.from_agent, m.to_agent, m.kind, m.body, m.hops, m.sent_at, m.read_at FROM swarm._agent_message m;
+SELECT m.id, m.from_agent, m.to_agent, m.kind, m.body, m.hops, m.sent_at, m.read_at, m.escalate_at FROM swarm._agent_message m;
 COMMENT ON VIEW swarm.agent_messages IS 'messages between agents, of the last 7 days';
 
 CREATE FUNCTION swarm._agent_handoff(caller oid, from_agent bigint, to_agent bigint, state jsonb) RETURNS bigint

@@ -145,7 +145,7 @@ REVOKE ALL ON FUNCTION
     swarm._agent_budget(swarm._agent, jsonb), swarm._agent_type_hook(swarm._agent, swarm._agent_task, text, text, jsonb),
     swarm._agent_call(oid, oid, jsonb, integer), swarm._agent_check(jsonb, text),
     swarm._agent_command(oid, swarm._agent, text, text), swarm._agent_disperse(swarm._agent),
-    swarm._agent_done(bigint, bigint, jsonb, text, text, bigint),
+    swarm._agent_escalate(bigint), swarm._agent_done(bigint, bigint, jsonb, text, text, bigint),
     swarm._agent_find(oid, text[], text, integer, text, text), swarm._agent_get(oid, bigint), swarm._agent_shares(oid, oid),
     swarm._agent_go(swarm._agent, text, text), swarm._agent_handler(text),
     swarm._agent_handoff(oid, bigint, bigint, jsonb), swarm._agent_has_work(bigint),

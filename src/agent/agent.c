@@ -13,6 +13,7 @@
 #include "job/job.h"
 
 static bool parallel_spawn = true;
+static int	escalate_after_ms = 5 * 60 * 1000;
 
 /* Weights of the ranking; swarm._agent_rank() reads them by name. */
 static struct
@@ -57,6 +58,10 @@ swarm_agent_init(void)
 							 "Start agents in parallel; off starts one after the other.",
 							 NULL, &parallel_spawn, true,
 							 PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("pg_swarm.agent_escalate_after",
+							"Escalate an agent's request for help that is not answered for so long; 0 never does.",
+							NULL, &escalate_after_ms, 5 * 60 * 1000, 0, 7 * 24 * 3600 * 1000,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
 	for (int i = 0; i < lengthof(weights); i++)
 		DefineCustomRealVariable(weights[i].name, weights[i].what, NULL,
 								 &weights[i].value, weights[i].value, 0, 100,

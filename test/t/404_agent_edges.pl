@@ -83,6 +83,37 @@ $task = sql('SELECT swarm.agent_handoff(' . id('p') . ', ' . id('q') . q{, '{"le
 is(sql("SELECT state, attempts FROM swarm.task_wait($task, '$wait s')"), 'failed|2', 'a hand-off is tried again, then fails');
 is(sql('SELECT body->>\'error\', body->\'handoff\' FROM swarm.agent_inbox(' . id('p') . ") WHERE kind = 'escalate'"), 'cannot go on|{"left": 1}', '... and who handed it over is told');
 
+# A request for help that nobody answers in time is escalated: to the others that are linked, or to who has asked
+is(spawn('part', $_), 'spawned', "$_ comes") foreach 'asker', 'silent', 'kind', 'boss', 'lonely';
+sql("SELECT swarm.topology_create('team', 'star', ARRAY[" . join(', ', map { id($_) } 'asker', 'silent', 'kind', 'boss') . '])');
+sub ask { my ($from, $to, $what) = @_; return sql('SELECT swarm.agent_message(' . id($from) . ', ' . id($to) . ", 'request-help', '\"$what\"')"); }
+sub escalations { my ($of) = @_; return sql('SELECT count(*) FROM swarm.agent_messages WHERE kind = \'escalate\' AND from_agent = ' . id($of)); }
+my $ignored = ask('asker', 'silent', 'first');
+ask('asker', 'kind', 'second');
+is(sql('SELECT count(*) FROM swarm.agent_messages WHERE escalate_at - swarm._now() BETWEEN \'4 min\' AND \'5 min\''), '2', 'two requests want an answer');
+sql('SELECT swarm.agent_message(' . id('kind') . ', ' . id('asker') . q{, 'notify', '"yes"')});
+is(sql('SELECT id FROM swarm.agent_messages WHERE escalate_at IS NOT NULL'), $ignored, '... which one has');
+sql("SET pg_swarm.agent_escalate_after = 0; SELECT swarm.agent_message(" . id('lonely') . ', ' . id('silent') . q{, 'request-help', '"patient"')});
+is(sql('SELECT id FROM swarm.agent_messages WHERE escalate_at IS NOT NULL'), $ignored, 'a request may have no limit');
+ask('lonely', 'silent', 'third');
+sql(q{SELECT swarm._clock_advance('4 min')});
+sql('SELECT swarm._agent_escalate(' . id($_) . ')') foreach 'asker', 'lonely';
+is(escalations('asker') + escalations('lonely'), 0, 'nothing is escalated before its time');
+# who has asked is busy meanwhile
+say_psql($holder = start_psql($node, undef), 'SELECT pg_advisory_lock(4711);');
+$held = sql(q{SELECT swarm.task_submit('{"agent": "asker", "task": {"lock": 4711}}')});
+poll_ok($node, q{SELECT state FROM swarm.agents WHERE name = 'asker'}, 'who has asked is busy', 'busy');
+sql(q{SELECT swarm._clock_advance('6 min')});
+poll_ok($node, 'SELECT count(*) FROM swarm.agent_messages WHERE kind = \'escalate\' AND from_agent IN (' . id('asker') . ', ' . id('lonely') . ')', 'after it, it is', '3');
+finish_psql($holder);
+is(sql("SELECT state FROM swarm.task_wait($held, '$wait s')"), 'done', '... while a task is done');
+is(sql(qq{SELECT string_agg(a.name, ',' ORDER BY a.name) FROM swarm.agent_messages m JOIN swarm.agents a ON a.id = m.to_agent WHERE m.kind = 'escalate' AND (m.body->>'message')::bigint = $ignored}),
+   'boss,kind', '... to the others of the topology');
+is(sql('SELECT body - \'message\' FROM swarm.agent_inbox(' . id('lonely') . ") WHERE kind = 'escalate'"), '{"body": "third", "kind": "request-help", "agent": ' . id('silent') . '}', '... or to who has asked');
+is(sql(q{SELECT string_agg(name, ',' ORDER BY name) FROM swarm.agent_activity WHERE event = 'escalate'}), 'asker,lonely', '... and recorded');
+is(sql('SELECT count(*) FROM swarm.agent_messages WHERE escalate_at IS NOT NULL'), '0', '... once');
+sql('SELECT swarm._clock_advance(NULL)');
+
 # Agents that have ended go with the history of jobs, and with them what hangs on them; not one for which a task waits.
 is(spawn('part', $_), 'spawned', "$_ comes") foreach 'gone1', 'gone2', 'needed', 'alive';
 sql("SELECT swarm.topology_create('both', 'ring', ARRAY[" . id('gone1') . ', ' . id('alive') . "]), swarm.topology_create('old', 'ring', ARRAY[" . id('gone1') . ', ' . id('gone2') . '])');
