@@ -270,7 +270,7 @@ push_text(JsonbParseState **state, JsonbIteratorToken token, const char *text)
 {
 	JsonbValue	value = {.type = jbvNull};
 
-	if (text != NULL)
+	if (text !=NULL)
 	{
 		value.type = jbvString;
 		value.val.string.val = unconstify(char *, text);

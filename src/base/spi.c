@@ -23,7 +23,11 @@ swarm_spi_begin(SwarmSpi *spi)
 	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID,
 						   spi->sec_context | SECURITY_LOCAL_USERID_CHANGE);
 	spi->guc_level = NewGUCNestLevel();
-	/* not again what a statement around this one has set: it costs as much as one */
+
+	/*
+	 * not again what a statement around this one has set: it costs as much as
+	 * one
+	 */
 	if (strcmp(namespace_search_path, SEARCH_PATH) != 0)
 		(void) set_config_option("search_path", SEARCH_PATH,
 								 PGC_USERSET, PGC_S_SESSION,
