@@ -67,7 +67,8 @@ SELECT swarm.protocol_create('x', '{}');
 SELECT swarm._agent_take('regress_agent_b'::regrole, :b);
 RESET ROLE;
 
--- Messages: one after the other, each read once.
+-- Messages: one after the other, each read once. A request for help leaves no job for later.
+SET pg_swarm.agent_escalate_after = 0;
 SELECT name, status FROM swarm.agent_spawn((SELECT jsonb_agg(jsonb_build_object('type', 'agent_coord', 'name', 'm' || i)) FROM generate_series(1, 7) i), timeout => '60 s');
 SELECT swarm.agent_message(agent_coord.id('m1'), agent_coord.id('m2'), k, '{"n": 1}') > 0 AS sent FROM unnest('{request-help,share-findings,escalate}'::text[]) k;
 SELECT kind, body, hops, from_agent = agent_coord.id('m1') AS from_m1 FROM swarm.agent_inbox(agent_coord.id('m2'), 2);

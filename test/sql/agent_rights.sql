@@ -53,6 +53,8 @@ SELECT swarm.task_cancel(:hers);
 SET ROLE regress_agent_team;
 SELECT swarm.agent_pause(:agent), swarm.agent_resume(:agent), swarm.task_cancel(:task);
 SELECT count(swarm.agent_stop(id)) AS stopped FROM swarm.agents;
+-- the job of the task that would have begun in 2999
+SELECT count(swarm.job_cancel(id)) > 0 AS cancelled FROM swarm.jobs WHERE finished_at IS NULL AND run_at > '2998-01-01 00:00+00';
 
 RESET ROLE;
 DELETE FROM swarm._llm_conversation WHERE id = :conversation;
