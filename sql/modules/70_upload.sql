@@ -66,7 +66,8 @@ COMMENT ON FUNCTION swarm.s3_file IS 'a file to upload';
 
 CREATE SEQUENCE swarm._s3_batch_id_seq;
 
--- A call of s3_upload(). finished_at: every file has its outcome.
+-- A call of s3_upload(). finished_at: every file has its outcome. fallback_for:
+-- the server that the call named, when its fallback, in server, is used.
 CREATE TABLE swarm._s3_batch (
     id bigint PRIMARY KEY DEFAULT nextval('swarm._s3_batch_id_seq'),
     owner regrole NOT NULL,
@@ -77,7 +78,8 @@ CREATE TABLE swarm._s3_batch (
     cancelled boolean NOT NULL DEFAULT false,
     created_at timestamptz NOT NULL DEFAULT swarm._now(),
     started_at timestamptz,
-    finished_at timestamptz
+    finished_at timestamptz,
+    fallback_for text
 );
 
 -- A file of a batch. upload_id: a multipart upload that must be completed or
@@ -245,7 +247,7 @@ SELECT f.batch, f.no, f.name, f.key,
        CASE WHEN f.state = 'done' THEN f.size * 1000 / nullif(f.ms, 0)
             ELSE p.sent * 1000 / nullif(p.ms, 0) END AS rate,
        f.etag, f.code, f.error, f.content_type, f.metadata, f.kind AS source,
-       f.started_at, f.finished_at, coalesce(p.ms, f.ms) AS ms
+       f.started_at, f.finished_at, coalesce(p.ms, f.ms) AS ms, b.server
 FROM swarm._s3_file f
 JOIN swarm._s3_batch b ON b.id = f.batch
 LEFT JOIN swarm._s3_progress() p ON p.batch = f.batch AND p.no = f.no;
@@ -259,7 +261,7 @@ SELECT b.id, b.owner, b.server, b.bucket, b.options, b.job,
             WHEN b.started_at IS NOT NULL THEN 'running' ELSE 'waiting' END AS state,
        f.files, f.done, f.failed, f.cancelled, f.bytes_sent, f.bytes_total,
        f.bytes_sent::float8 / nullif(f.bytes_total, 0) AS progress,
-       b.created_at, b.started_at, b.finished_at
+       b.created_at, b.started_at, b.finished_at, b.fallback_for
 FROM swarm._s3_batch b
 CROSS JOIN LATERAL (
     SELECT count(*) AS files, count(*) FILTER (WHERE state = 'done') AS done,

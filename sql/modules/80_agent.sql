@@ -94,7 +94,8 @@ CREATE TABLE swarm._agent_task (
     started_at timestamptz,
     finished_at timestamptz,
     result jsonb,
-    error text
+    error text,
+    message bigint
 ) WITH (fillfactor = 80);
 CREATE INDEX _agent_task_next ON swarm._agent_task (agent, rank) WHERE state = 'queued';
 CREATE INDEX _agent_task_deadline ON swarm._agent_task (agent, deadline) WHERE state = 'queued' AND deadline IS NOT NULL;
@@ -145,20 +146,20 @@ SELECT pg_catalog.pg_extension_config_dump('swarm._spawn_batch', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._agent_type', 'WHERE NOT builtin');
 
 -- ---------------------------------------------------------------------
--- Who sees what: owner, and members of the owner role
+-- Who sees what: owner, and who has the privileges of the owner role
 -- ---------------------------------------------------------------------
 
 ALTER TABLE swarm._agent ENABLE ROW LEVEL SECURITY;
-CREATE POLICY owner ON swarm._agent FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+CREATE POLICY owner ON swarm._agent FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 ALTER TABLE swarm._agent_set ENABLE ROW LEVEL SECURITY;
-CREATE POLICY owner ON swarm._agent_set FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+CREATE POLICY owner ON swarm._agent_set FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 ALTER TABLE swarm._agent_task ENABLE ROW LEVEL SECURITY;
-CREATE POLICY owner ON swarm._agent_task FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+CREATE POLICY owner ON swarm._agent_task FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 ALTER TABLE swarm._agent_event ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON swarm._agent_event FOR SELECT
     USING (EXISTS (SELECT FROM swarm._agent a WHERE a.id = _agent_event.agent));
 ALTER TABLE swarm._spawn_batch ENABLE ROW LEVEL SECURITY;
-CREATE POLICY owner ON swarm._spawn_batch FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+CREATE POLICY owner ON swarm._spawn_batch FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 
 -- ---------------------------------------------------------------------
 -- Types
@@ -220,7 +221,7 @@ DECLARE
     a swarm._agent;
 BEGIN
     SELECT * INTO a FROM swarm._agent t WHERE t.id = _agent_get.id FOR UPDATE;
-    IF a.id IS NULL OR NOT pg_has_role(caller, a.owner::oid, 'MEMBER') THEN
+    IF a.id IS NULL OR NOT pg_has_role(caller, a.owner::oid, 'USAGE') THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('agent %s does not exist', coalesce(id::text, 'NULL'));
     END IF;
     RETURN a;
@@ -401,6 +402,7 @@ DECLARE
     t swarm._agent_type;
     old record;
     handler text;
+    path text;
     hook text;
     proc regprocedure;
 BEGIN
@@ -409,20 +411,22 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'invalid type of agents: $ must have exactly one of handler, job_kind and model';
     END IF;
-    IF spec ? 'handler' THEN
-        proc := swarm._agent_handler(spec->>'handler');
-        IF proc = 0::regprocedure OR strpos(spec->>'handler', '.') = 0 THEN
+    FOR path, handler IN SELECT * FROM (VALUES ('handler', spec->>'handler'), ('hooks.message', spec->'hooks'->>'message')) v(p, h) WHERE h IS NOT NULL LOOP
+        proc := swarm._agent_handler(handler);
+        IF proc = 0::regprocedure OR strpos(handler, '.') = 0 THEN
             RAISE EXCEPTION USING ERRCODE = 'undefined_function',
-                MESSAGE = format('invalid type of agents: $.handler: function %s(jsonb, swarm.agent) does not exist', spec->>'handler'),
+                MESSAGE = format('invalid type of agents: $.%s: function %s(jsonb, swarm.agent) does not exist', path, handler),
                 HINT = 'Name it with its schema.';
         END IF;
         IF (SELECT prorettype NOT IN ('jsonb'::regtype, 'void'::regtype) OR prokind <> 'f' OR proretset FROM pg_proc WHERE oid = proc) THEN
             RAISE EXCEPTION USING ERRCODE = 'invalid_function_definition',
-                MESSAGE = format('invalid type of agents: $.handler: %s must be a function that returns jsonb', proc::text);
+                MESSAGE = format('invalid type of agents: $.%s: %s must be a function that returns jsonb', path, proc::text);
         END IF;
         IF NOT has_function_privilege(caller, proc, 'EXECUTE') THEN
-            RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = format('permission denied for function %s', spec->>'handler');
+            RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = format('permission denied for function %s', handler);
         END IF;
+    END LOOP;
+    IF spec ? 'handler' THEN
         handler := spec->>'handler';
     ELSIF spec ? 'job_kind' THEN
         IF spec->>'job_kind' <> 'sql' AND NOT EXISTS (SELECT FROM swarm._handler h WHERE h.kind = spec->>'job_kind') THEN
@@ -453,7 +457,7 @@ BEGIN
     IF FOUND AND old.builtin THEN
         RAISE EXCEPTION USING ERRCODE = 'reserved_name', MESSAGE = format('type of agents "%s" is part of the extension', spec->>'name'),
             HINT = 'Create one with another name.';
-    ELSIF FOUND AND NOT pg_has_role(caller, old.owner::oid, 'MEMBER') THEN
+    ELSIF FOUND AND NOT pg_has_role(caller, old.owner::oid, 'USAGE') THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = format('must be owner of the type of agents "%s"', spec->>'name');
     END IF;
@@ -486,7 +490,7 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('type of agents "%s" does not exist', name);
     ELSIF t.builtin THEN
         RAISE EXCEPTION USING ERRCODE = 'reserved_name', MESSAGE = format('type of agents "%s" is part of the extension', name);
-    ELSIF NOT pg_has_role(caller, t.owner::oid, 'MEMBER') THEN
+    ELSIF NOT pg_has_role(caller, t.owner::oid, 'USAGE') THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = format('must be owner of the type of agents "%s"', name);
     ELSIF EXISTS (SELECT FROM swarm._agent a WHERE a.type = t.name AND a.state <> 'stopped') THEN
         RAISE EXCEPTION USING ERRCODE = 'dependent_objects_still_exist',
@@ -569,13 +573,17 @@ $$;
 
 -- An agent has more than it can do now: wake an idle one of the same type and
 -- role, which takes a task that is not pinned, and wakes the next one if there
--- are more. One that was woken a moment ago is on its way.
+-- are more. One that was woken a moment ago is on its way. What a busy agent has
+-- to escalate is done here, as its lock is taken.
 CREATE FUNCTION swarm._agent_help(busy bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     w record;
     peer bigint;
 BEGIN
+    IF EXISTS (SELECT FROM swarm._agent_message m WHERE m.from_agent = busy AND m.escalate_at <= swarm._now()) THEN
+        PERFORM swarm._agent_escalate(busy);
+    END IF;
     SELECT q.priority, q.capabilities, s.owner, s.type INTO w
     FROM swarm._agent_task q JOIN swarm._agent o ON o.id = q.agent JOIN swarm._agent_set s ON s.id = o.set
     WHERE q.agent = busy AND q.state = 'queued' AND NOT q.pinned AND q.run_at <= swarm._now() ORDER BY q.rank LIMIT 1;
@@ -602,16 +610,19 @@ $$;
 -- number? A superuser's tasks are no business of everybody's handlers.
 CREATE FUNCTION swarm._agent_shares(caller oid, owner oid) RETURNS boolean
 LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-SELECT caller = owner OR (pg_has_role(caller, owner, 'MEMBER') AND NOT (SELECT r.rolsuper FROM pg_roles r WHERE r.oid = caller))
+SELECT caller = owner OR (pg_has_role(caller, owner, 'USAGE') AND NOT (SELECT r.rolsuper FROM pg_roles r WHERE r.oid = caller))
 $$;
 
 -- Agents that the caller may give a task to, the best first, with what makes
 -- them so. Looks at `lim` idle and `lim` busy ones of each set of agents that
 -- has the capabilities, so the time does not depend on the number of agents.
+-- Planning it anew costs four times what it takes; a plan that is kept must not
+-- be one for tables that were empty.
 CREATE FUNCTION swarm._agent_find(caller oid, capabilities text[], query text, lim int, only_type text = NULL, for_key text = NULL)
 RETURNS TABLE (agent_id bigint, name text, type text, state text, score float8, match float8, load int, success float8,
                latency_ms float8, affinity float8, meaning float8)
-LANGUAGE plpgsql STABLE PARALLEL UNSAFE ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE ROWS 10 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     wanted text[] := coalesce(capabilities, '{}');
@@ -743,7 +754,7 @@ BEGIN
     t.pinned := task ? 'agent';
     IF task ? 'agent' THEN
         SELECT * INTO a FROM swarm._agent o
-        WHERE CASE jsonb_typeof(task->'agent') WHEN 'number' THEN o.id = (task->>'agent')::bigint AND pg_has_role(caller, o.owner::oid, 'MEMBER')
+        WHERE CASE jsonb_typeof(task->'agent') WHEN 'number' THEN o.id = (task->>'agent')::bigint AND pg_has_role(caller, o.owner::oid, 'USAGE')
               ELSE o.name = task->>'agent' AND o.state NOT IN ('stopped', 'failed') AND swarm._agent_shares(caller, o.owner::oid) END
         ORDER BY (o.owner = caller) DESC, o.id LIMIT 1;
         IF NOT FOUND THEN
@@ -798,7 +809,7 @@ DECLARE
     t swarm._agent_task;
 BEGIN
     SELECT * INTO t FROM swarm._agent_task o WHERE o.id = _task_get.id;
-    IF t.id IS NULL OR NOT (pg_has_role(caller, t.owner::oid, 'MEMBER') OR pg_has_role(caller, t.submitter::oid, 'MEMBER')) THEN
+    IF t.id IS NULL OR NOT (pg_has_role(caller, t.owner::oid, 'USAGE') OR pg_has_role(caller, t.submitter::oid, 'USAGE')) THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('task %s does not exist', coalesce(id::text, 'NULL'));
     END IF;
     RETURN t;
@@ -958,6 +969,9 @@ BEGIN
         a.lost := a.lost + 1;
         a.task := NULL;
     END IF;
+    IF EXISTS (SELECT FROM swarm._agent_message m WHERE m.from_agent = a.id AND m.escalate_at <= clock) THEN
+        PERFORM swarm._agent_escalate(a.id);
+    END IF;
     IF a.state <> 'idle' THEN
         RETURN;
     END IF;
@@ -996,7 +1010,7 @@ BEGIN
     PERFORM swarm._agent_go(a, 'take');
     PERFORM swarm._agent_help(t.agent);
     task := t.id;
-    proc := swarm._agent_handler(y.handler);
+    proc := swarm._agent_handler(CASE WHEN t.message IS NULL THEN y.handler ELSE y.spec->'hooks'->>'message' END);
     payload := t.payload;
     agent := ROW(a.id, a.name, a.type, s.capabilities, a.priority, a.metadata, y.spec, t.id, t.attempts + 1)::swarm.agent;
     timeout_us := coalesce(extract(epoch FROM least(t.timeout, (y.spec->'budget'->>'max_task_time')::interval,
@@ -1026,7 +1040,8 @@ BEGIN
     END IF;
     code := '38000';
     SELECT y.spec INTO spec FROM swarm._agent_type y WHERE y.name = a.type;
-    veto := coalesce(CASE WHEN spec ? 'budget' THEN swarm._agent_budget(a, spec->'budget') END,
+    veto := coalesce(CASE WHEN t.message IS NOT NULL AND NOT coalesce(spec->'hooks' ? 'message', false) THEN 'its type has no hook for messages any more' END,
+                     CASE WHEN spec ? 'budget' THEN swarm._agent_budget(a, spec->'budget') END,
                      swarm._hook_run(a.owner, 'task', 'before', jsonb_build_object('agent', a.id, 'type', a.type, 'id', t.id, 'task', t.payload)),
                      CASE WHEN spec->'hooks' ? 'before_task' THEN swarm._agent_type_hook(a, t, 'before_task', spec->'hooks'->>'before_task', '{}') END,
                      swarm._protocol_phase(a, t, 'before', NULL));
@@ -1163,6 +1178,35 @@ BEGIN
     ORDER BY finished_at LIMIT 1000 FOR UPDATE SKIP LOCKED);
 END $$;
 
+-- Agents that have ended go with the history of jobs, with what hangs on them;
+-- not those for which a task waits.
+CREATE FUNCTION swarm._agent_prune(before timestamptz) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    gone bigint[];
+    linked int[];
+BEGIN
+    PERFORM swarm._agent_purge();
+    WITH ended AS (
+        DELETE FROM swarm._agent a WHERE a.id IN (
+            SELECT o.id FROM swarm._agent o
+            WHERE o.state IN ('stopped', 'failed') AND o.since < before
+              AND NOT EXISTS (SELECT FROM swarm._agent_task t WHERE t.agent = o.id AND t.finished_at IS NULL)
+            FOR UPDATE SKIP LOCKED)
+        RETURNING a.id)
+    SELECT array_agg(id) INTO gone FROM ended;
+    IF gone IS NULL THEN
+        RETURN;
+    END IF;
+    DELETE FROM swarm._agent_event e WHERE e.agent = ANY (gone);
+    DELETE FROM swarm._protocol_run r WHERE r.agent = ANY (gone);
+    WITH unlinked AS (DELETE FROM swarm._topology_member m WHERE m.agent = ANY (gone) RETURNING m.topology)
+    SELECT array_agg(DISTINCT topology) INTO linked FROM unlinked;
+    -- one that is just linked anew has a lock on its row
+    SELECT array_agg(id) INTO linked FROM (SELECT t.id FROM swarm._topology t WHERE t.id = ANY (linked) FOR UPDATE SKIP LOCKED) l;
+    DELETE FROM swarm._topology t WHERE t.id = ANY (linked) AND NOT EXISTS (SELECT FROM swarm._topology_member m WHERE m.topology = t.id);
+END $$;
+
 -- Everybody may execute it, only a runner can.
 CREATE PROCEDURE swarm._agent_work(job swarm.job)
 LANGUAGE c AS 'MODULE_PATHNAME', 'swarm_agent_work';
@@ -1264,9 +1308,9 @@ BEGIN
             errors[i] := format('$.name: there are two agents "%s" in this call', names[i]);
         ELSIF y.name IS NULL THEN
             errors[i] := format('$.type: type of agents "%s" does not exist', types[i]);
-        ELSIF owners[i] = 0 OR (owners[i] <> caller AND NOT pg_has_role(caller, owners[i],
+        ELSIF owners[i] = 0 OR (owners[i] <> caller AND NOT (pg_has_role(caller, owners[i], 'USAGE') AND pg_has_role(caller, owners[i],
             -- from 16 on, membership need not allow SET ROLE
-            CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END)) THEN
+            CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END))) THEN
             errors[i] := format('$.role: must be member of role "%s"', coalesce(e->>'role', caller::regrole::text));
         ELSIF EXISTS (SELECT FROM swarm._agent a WHERE a.owner = owners[i] AND a.name = names[i] AND a.state NOT IN ('stopped', 'failed')) THEN
             errors[i] := format('$.name: agent "%s" exists already', names[i]);

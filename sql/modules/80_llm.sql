@@ -243,7 +243,7 @@ SELECT pg_catalog.pg_extension_config_dump('swarm._llm_cost_id_seq', '');
 
 ALTER TABLE swarm._llm_conversation ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON swarm._llm_conversation FOR SELECT
-    USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+    USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 ALTER TABLE swarm._llm_message ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON swarm._llm_message FOR SELECT
     USING (EXISTS (SELECT FROM swarm._llm_conversation c WHERE c.id = conversation));
@@ -252,7 +252,7 @@ CREATE POLICY owner ON swarm._llm_call FOR SELECT
     USING (EXISTS (SELECT FROM swarm._llm_conversation c WHERE c.id = conversation));
 ALTER TABLE swarm._llm_cost ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON swarm._llm_cost FOR SELECT
-    USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+    USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 
 -- The states of a conversation. Each change of _llm_conversation.state is an
 -- edge of this table.
@@ -910,7 +910,7 @@ DECLARE
     c swarm._llm_conversation;
 BEGIN
     SELECT * INTO c FROM swarm._llm_conversation x WHERE x.id = conversation FOR UPDATE;
-    IF NOT FOUND OR NOT pg_has_role(caller, c.owner::oid, 'MEMBER') THEN
+    IF NOT FOUND OR NOT pg_has_role(caller, c.owner::oid, 'USAGE') THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('conversation %s does not exist', conversation);
     END IF;
     IF c.query IS NOT NULL THEN

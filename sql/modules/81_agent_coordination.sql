@@ -31,39 +31,9 @@ CREATE FUNCTION swarm._agent_call(role oid, proc oid, argument jsonb, timeout_ms
     OUT result jsonb, OUT error text, OUT state text, OUT timed_out boolean, OUT ms float8)
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm__agent_call';
 
--- Count a call of a hook, in shared memory; what: called, failed, vetoed, timed out.
-CREATE FUNCTION swarm._hook_count(hook int, what int, ms float8) RETURNS void
-LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm__hook_count';
+-- What calls of hooks came to, counted in shared memory; agent_hook.c.
 CREATE FUNCTION swarm._hook_counts(OUT hook int, OUT calls bigint, OUT failures bigint, OUT vetoes bigint, OUT timeouts bigint, OUT total_ms float8)
 RETURNS SETOF record LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 10 AS 'MODULE_PATHNAME', 'swarm__hook_counts';
-
--- All hooks of an event and phase, by priority, each as its owner. Returns why
--- the operation must not be, from the first that says so; what is wrong with a
--- hook itself harms nobody.
-CREATE FUNCTION swarm._hook_call(caller oid, event text, phase text, payload jsonb) RETURNS text
-LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    h swarm._hook;
-    r record;
-    proc oid;
-BEGIN
-    FOR h IN SELECT * FROM swarm._hook k WHERE k.event = _hook_call.event AND k.phase = _hook_call.phase AND k.enabled ORDER BY k.priority DESC, k.id LOOP
-        proc := to_regprocedure(h.handler || '(pg_catalog.jsonb)');
-        IF proc IS NULL THEN
-            PERFORM swarm._hook_count(h.id, 1, 0);
-            CONTINUE;
-        END IF;
-        SELECT * INTO r FROM swarm._agent_call(h.owner, proc,
-            jsonb_build_object('event', event, 'phase', phase, 'role', (SELECT rolname FROM pg_roles WHERE oid = caller), 'data', payload),
-            (extract(epoch FROM h.timeout) * 1000)::int);
-        PERFORM swarm._hook_count(h.id, CASE WHEN r.timed_out THEN 3 WHEN r.error IS NOT NULL THEN 1
-            WHEN phase = 'before' AND r.result ? 'veto' THEN 2 ELSE 0 END, r.ms);
-        IF r.error IS NULL AND phase = 'before' AND r.result ? 'veto' THEN
-            RETURN coalesce(r.result->>'veto', 'refused');
-        END IF;
-    END LOOP;
-    RETURN NULL;
-END $$;
 
 CREATE FUNCTION swarm._hook_events(OUT event text, OUT what text) RETURNS SETOF record
 LANGUAGE sql IMMUTABLE PARALLEL SAFE ROWS 10
@@ -114,7 +84,7 @@ BEGIN
     INSERT INTO swarm._hook AS h (event, phase, handler, owner, priority, timeout)
     VALUES (_hook_create.event, _hook_create.phase, qualified, caller, _hook_create.priority, _hook_create.timeout)
     ON CONFLICT (event, phase, handler) DO UPDATE SET priority = EXCLUDED.priority, timeout = EXCLUDED.timeout, owner = EXCLUDED.owner
-    WHERE pg_has_role(caller, h.owner::oid, 'MEMBER')
+    WHERE pg_has_role(caller, h.owner::oid, 'USAGE')
     RETURNING h.id INTO hook;
     IF hook IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = 'must be owner of the hook';
@@ -131,7 +101,7 @@ COMMENT ON FUNCTION swarm.hook_create IS 'call a function before or after an ope
 CREATE FUNCTION swarm._hook_drop(caller oid, hook int) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    DELETE FROM swarm._hook h WHERE h.id = hook AND pg_has_role(caller, h.owner::oid, 'MEMBER');
+    DELETE FROM swarm._hook h WHERE h.id = hook AND pg_has_role(caller, h.owner::oid, 'USAGE');
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('hook %s does not exist', coalesce(hook::text, 'NULL'));
     END IF;
@@ -144,7 +114,7 @@ COMMENT ON FUNCTION swarm.hook_drop IS 'remove a hook';
 CREATE FUNCTION swarm._hook_enable(caller oid, hook int, enabled boolean) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    UPDATE swarm._hook h SET enabled = coalesce(_hook_enable.enabled, h.enabled) WHERE h.id = hook AND pg_has_role(caller, h.owner::oid, 'MEMBER');
+    UPDATE swarm._hook h SET enabled = coalesce(_hook_enable.enabled, h.enabled) WHERE h.id = hook AND pg_has_role(caller, h.owner::oid, 'USAGE');
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('hook %s does not exist', coalesce(hook::text, 'NULL'));
     END IF;
@@ -366,7 +336,7 @@ SELECT pg_catalog.pg_extension_config_dump('swarm._topology_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._topology', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._topology_member', '');
 ALTER TABLE swarm._topology ENABLE ROW LEVEL SECURITY;
-CREATE POLICY owner ON swarm._topology FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+CREATE POLICY owner ON swarm._topology FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 ALTER TABLE swarm._topology_member ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON swarm._topology_member FOR SELECT
     USING (EXISTS (SELECT FROM swarm._topology t WHERE t.id = _topology_member.topology));
@@ -488,16 +458,19 @@ CREATE TABLE swarm._agent_message (
     body jsonb NOT NULL,
     hops int NOT NULL,
     sent_at timestamptz NOT NULL,
-    read_at timestamptz
+    read_at timestamptz,
+    escalate_at timestamptz
 ) WITH (fillfactor = 90);
+CREATE INDEX _agent_message_escalate ON swarm._agent_message (from_agent, to_agent) WHERE escalate_at IS NOT NULL;
 CREATE INDEX _agent_message_inbox ON swarm._agent_message (to_agent, id) WHERE read_at IS NULL;
 CREATE INDEX _agent_message_sent ON swarm._agent_message (sent_at);
 SELECT pg_catalog.pg_extension_config_dump('swarm._agent_message_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._agent_message', '');
 ALTER TABLE swarm._agent_message ENABLE ROW LEVEL SECURITY;
-CREATE POLICY owner ON swarm._agent_message FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+CREATE POLICY owner ON swarm._agent_message FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 
--- A message into an agent's inbox; its type's hook "message" gets it as a task.
+-- A message into an agent's inbox; as a task for its type's hook "message", if
+-- there is one. NULL if the agent is gone.
 CREATE FUNCTION swarm._agent_tell(from_agent bigint, to_agent bigint, kind text, body jsonb, hops int = 1) RETURNS bigint
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -506,16 +479,52 @@ DECLARE
     t bigint;
 BEGIN
     SELECT * INTO a FROM swarm._agent o WHERE o.id = to_agent;
-    INSERT INTO swarm._agent_message VALUES (message, a.owner, from_agent, to_agent, kind, body, hops, clock_timestamp(), NULL);
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO swarm._agent_message VALUES (message, a.owner, from_agent, to_agent, kind, body, hops, clock_timestamp());
+    IF kind NOT IN ('agent-lost', 'escalate') THEN
+        -- an answer, if there was a request
+        UPDATE swarm._agent_message m SET escalate_at = NULL
+        WHERE m.from_agent = _agent_tell.to_agent AND m.to_agent = _agent_tell.from_agent AND m.escalate_at IS NOT NULL;
+    END IF;
     IF EXISTS (SELECT FROM swarm._agent_type y WHERE y.name = a.type AND y.spec->'hooks' ? 'message') THEN
         t := nextval('swarm._agent_task_id_seq');
         INSERT INTO swarm._agent_task (id, owner, submitter, agent, state, priority, rank, run_at, timeout, max_attempts, capabilities, pinned, payload,
-            assigned_to, created_at)
+            assigned_to, created_at, message)
         VALUES (t, a.owner, a.owner, a.id, 'queued', 'high', swarm._agent_task_rank('high', swarm._now()), swarm._now(), '1 min', 3, '{}', true,
-            jsonb_build_object('message', jsonb_build_object('id', message, 'from', from_agent, 'kind', kind, 'body', body)), a.id, swarm._now());
+            jsonb_build_object('message', jsonb_build_object('id', message, 'from', from_agent, 'kind', kind, 'body', body)), a.id, swarm._now(), message);
         PERFORM swarm._agent_job(a.owner, a.id, 'high', swarm._now());
     END IF;
     RETURN message;
+END $$;
+
+-- Requests for help that nobody has answered in time: the others that the agent
+-- is linked with are told, or, if there are none, the agent itself.
+CREATE FUNCTION swarm._agent_escalate(agent bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    a swarm._agent;
+    m swarm._agent_message;
+    receivers bigint[];
+    r bigint;
+BEGIN
+    SELECT * INTO a FROM swarm._agent o WHERE o.id = agent;
+    FOR m IN SELECT * FROM swarm._agent_message o WHERE o.from_agent = agent AND o.escalate_at <= swarm._now() ORDER BY o.id FOR UPDATE SKIP LOCKED LOOP
+        UPDATE swarm._agent_message o SET escalate_at = NULL WHERE o.id = m.id;
+        CONTINUE WHEN a.state IN ('stopped', 'failed');
+        SELECT coalesce(array_agg(DISTINCT l.neighbour), ARRAY[agent]) INTO receivers
+        FROM swarm.topology_neighbours(agent) l WHERE l.neighbour <> m.to_agent;
+        FOREACH r IN ARRAY receivers LOOP
+            PERFORM swarm._agent_tell(agent, r, 'escalate', jsonb_build_object('message', m.id, 'agent', m.to_agent, 'kind', m.kind, 'body', m.body));
+        END LOOP;
+        INSERT INTO swarm._agent_event (agent, task, event, detail, at)
+        VALUES (a.id, a.task, 'escalate', format('agent %s has not answered message %s', m.to_agent, m.id), swarm._now());
+    END LOOP;
+    IF EXISTS (SELECT FROM swarm._agent_message o WHERE o.from_agent = agent AND o.escalate_at <= swarm._now()) THEN
+        -- somebody is just answering it, or not
+        PERFORM swarm._agent_job(a.owner, agent, 'high', swarm._now() + interval '10 s');
+    END IF;
 END $$;
 
 CREATE FUNCTION swarm._agent_message(caller oid, from_agent bigint, to_agent bigint, kind text, body jsonb) RETURNS bigint
@@ -528,9 +537,10 @@ DECLARE
     frontier bigint[];
     reached bigint[];
     hop int := 0;
+    patience interval := current_setting('pg_swarm.agent_escalate_after');
 BEGIN
-    SELECT * INTO f FROM swarm._agent a WHERE a.id = from_agent AND pg_has_role(caller, a.owner::oid, 'MEMBER');
-    IF NOT FOUND OR (to_agent IS NOT NULL AND NOT EXISTS (SELECT FROM swarm._agent a WHERE a.id = to_agent AND pg_has_role(caller, a.owner::oid, 'MEMBER'))) THEN
+    SELECT * INTO f FROM swarm._agent a WHERE a.id = from_agent AND pg_has_role(caller, a.owner::oid, 'USAGE');
+    IF NOT FOUND OR (to_agent IS NOT NULL AND NOT EXISTS (SELECT FROM swarm._agent a WHERE a.id = to_agent AND pg_has_role(caller, a.owner::oid, 'USAGE'))) THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object',
             MESSAGE = format('agent %s does not exist', CASE WHEN f.id IS NULL THEN coalesce(from_agent::text, 'NULL') ELSE to_agent::text END);
     ELSIF kind IS NULL OR length(kind) NOT BETWEEN 1 AND 64 OR body IS NULL THEN
@@ -552,6 +562,10 @@ BEGIN
                 HINT = 'Its topology decides whom it may message: swarm.topology_neighbours().';
         END IF;
         message := swarm._agent_tell(from_agent, to_agent, kind, body);
+        IF kind = 'request-help' AND patience > '0' AND from_agent <> to_agent THEN
+            UPDATE swarm._agent_message m SET escalate_at = swarm._now() + patience WHERE m.id = message;
+            PERFORM swarm._agent_job(f.owner, f.id, 'high', swarm._now() + patience);
+        END IF;
     ELSE
         -- to all, along the links, each one once
         reached := ARRAY[from_agent];
@@ -575,7 +589,9 @@ END $$;
 
 -- swarm.agent_message(from_agent, to_agent, kind, body): to one agent, or, with
 -- to_agent NULL, to all of the topologies of the sender. Returns the id of the
--- (last) message, NULL if there is nobody.
+-- (last) message, NULL if there is nobody. A request-help that the receiver has
+-- not answered, by any message, within pg_swarm.agent_escalate_after becomes
+-- messages escalate to the others that the sender is linked with.
 -- Errors: 42704 no such agent; 42501 the topology has no such link; 55000 the
 -- receiver has ended; 38000 a hook has refused it.
 CREATE FUNCTION swarm.agent_message(from_agent bigint, to_agent bigint, kind text, body jsonb) RETURNS bigint
@@ -587,7 +603,7 @@ RETURNS TABLE (id bigint, from_agent bigint, kind text, body jsonb, hops int, se
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
-    IF NOT EXISTS (SELECT FROM swarm._agent a WHERE a.id = agent_id AND pg_has_role(caller, a.owner::oid, 'MEMBER')) THEN
+    IF NOT EXISTS (SELECT FROM swarm._agent a WHERE a.id = agent_id AND pg_has_role(caller, a.owner::oid, 'USAGE')) THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('agent %s does not exist', coalesce(agent_id::text, 'NULL'));
     END IF;
     RETURN QUERY WITH next AS (SELECT m.id FROM swarm._agent_message m WHERE m.to_agent = agent_id AND m.read_at IS NULL
@@ -604,7 +620,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'swarm_agent_i
 COMMENT ON FUNCTION swarm.agent_inbox IS 'read the messages of an agent, each once';
 
 CREATE VIEW swarm.agent_messages WITH (security_invoker = true) AS
-SELECT m.id, m.from_agent, m.to_agent, m.kind, m.body, m.hops, m.sent_at, m.read_at FROM swarm._agent_message m;
+SELECT m.id, m.from_agent, m.to_agent, m.kind, m.body, m.hops, m.sent_at, m.read_at, m.escalate_at FROM swarm._agent_message m;
 COMMENT ON VIEW swarm.agent_messages IS 'messages between agents, of the last 7 days';
 
 CREATE FUNCTION swarm._agent_handoff(caller oid, from_agent bigint, to_agent bigint, state jsonb) RETURNS bigint
@@ -684,7 +700,7 @@ CREATE TABLE swarm._agent_pattern (
 );
 SELECT pg_catalog.pg_extension_config_dump('swarm._agent_pattern', '');
 ALTER TABLE swarm._agent_pattern ENABLE ROW LEVEL SECURITY;
-CREATE POLICY owner ON swarm._agent_pattern FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'MEMBER'));
+CREATE POLICY owner ON swarm._agent_pattern FOR SELECT USING (pg_catalog.pg_has_role(owner::oid, 'USAGE'));
 
 CREATE FUNCTION swarm._protocol_schema() RETURNS jsonb
 LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -721,7 +737,7 @@ BEGIN
     IF FOUND AND old.builtin THEN
         RAISE EXCEPTION USING ERRCODE = 'reserved_name', MESSAGE = format('protocol "%s" is part of the extension', name),
             HINT = 'Create one with another name.';
-    ELSIF FOUND AND NOT pg_has_role(caller, old.owner::oid, 'MEMBER') THEN
+    ELSIF FOUND AND NOT pg_has_role(caller, old.owner::oid, 'USAGE') THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = format('must be owner of protocol "%s"', name);
     END IF;
     INSERT INTO swarm._protocol (name, owner, spec) VALUES (_protocol_create.name, caller, _protocol_create.spec)
@@ -851,7 +867,7 @@ DECLARE
 BEGIN
     -- not locked until the task ends: agent_kill() must not wait for it
     SELECT * INTO a FROM swarm._agent o WHERE o.id = agent_id;
-    IF a.id IS NULL OR NOT pg_has_role(caller, a.owner::oid, 'MEMBER') THEN
+    IF a.id IS NULL OR NOT pg_has_role(caller, a.owner::oid, 'USAGE') THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('agent %s does not exist', coalesce(agent_id::text, 'NULL'));
     END IF;
     SELECT * INTO t FROM swarm._agent_task o WHERE o.id = a.task AND o.state = 'running';

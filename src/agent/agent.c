@@ -4,11 +4,16 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_type.h"
 #include "utils/guc.h"
+#include "utils/timestamp.h"
 
 #include "agent/agent_int.h"
+#include "base/spi.h"
+#include "job/job.h"
 
 static bool parallel_spawn = true;
+static int	escalate_after_ms = 5 * 60 * 1000;
 
 /* Weights of the ranking; swarm._agent_rank() reads them by name. */
 static struct
@@ -27,13 +32,36 @@ static struct
 	{"pg_swarm.agent_weight_meaning", "Weight, in the ranking of agents, of a description that is near the query.", 0.30},
 };
 
+static void (*previous_history_hook) (TimestampTz before) = NULL;
+
+/* old_history: agents that have ended go with the history of jobs. */
+static void
+old_history(TimestampTz before)
+{
+	SwarmSpi	spi;
+	Oid			types[] = {TIMESTAMPTZOID};
+	Datum		values[] = {TimestampTzGetDatum(before)};
+
+	if (previous_history_hook)
+		previous_history_hook(before);
+	swarm_spi_begin(&spi);
+	swarm_spi_execute("SELECT swarm._agent_prune($1)", 1, types, values, NULL);
+	swarm_spi_end(&spi);
+}
+
 void
 swarm_agent_init(void)
 {
+	previous_history_hook = swarm_job_history_hook;
+	swarm_job_history_hook = old_history;
 	DefineCustomBoolVariable("pg_swarm.parallel_spawn",
 							 "Start agents in parallel; off starts one after the other.",
 							 NULL, &parallel_spawn, true,
 							 PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("pg_swarm.agent_escalate_after",
+							"Escalate an agent's request for help that is not answered for so long; 0 never does.",
+							NULL, &escalate_after_ms, 5 * 60 * 1000, 0, 7 * 24 * 3600 * 1000,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
 	for (int i = 0; i < lengthof(weights); i++)
 		DefineCustomRealVariable(weights[i].name, weights[i].what, NULL,
 								 &weights[i].value, weights[i].value, 0, 100,

@@ -31,6 +31,7 @@
 #include "utils/guc.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
+#include "utils/rls.h"
 #include "utils/syscache.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
@@ -110,8 +111,9 @@ swarm_agent_call(Oid role, Oid proc, Datum task, Datum agent,
 
 		GetUserIdAndSecContext(&user, &sec_context);
 		swarm_agent_check_call(role, proc);
-		(void) set_config_option("row_security", "on", PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
+		if (!row_security)
+			(void) set_config_option("row_security", "on", PGC_USERSET, PGC_S_SESSION,
+									 GUC_ACTION_SAVE, true, 0, false);
 		SetUserIdAndSecContext(role, sec_context | SECURITY_LOCAL_USERID_CHANGE |
 							   (role != user ? SECURITY_RESTRICTED_OPERATION : 0));
 		if (finish != DT_NOEND)

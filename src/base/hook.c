@@ -2,17 +2,17 @@
  * hook.c
  *	  Is there a hook, and calling it: see hook.h.
  *
- * The flag is a list of the events and phases that have enabled hooks.  It is
- * read when it is first asked for, and again after an invalidation of the
- * relation swarm._hook, which the triggers of that table send
- * (swarm__hook_changed()).  The relation's cache is invalidated as
+ * The enabled hooks are kept in the process, in the order in which they are
+ * called.  They are read when they are first asked for, and again after an
+ * invalidation of the relation swarm._hook, which the triggers of that table
+ * send (swarm__hook_changed()).  The relation's cache is invalidated as
  * transactions do it: our own process at the next command and again on
  * rollback, the others at commit.
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -23,6 +23,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 
 #include "base/export.h"
 #include "base/hook.h"
@@ -30,41 +31,43 @@
 
 static const char *const phase_names[] = {"before", "after"};
 
-static bool known = false;		/* wanted[] is what the table has */
+char	   *(*swarm_hook_call) (const SwarmHook *hook, Datum payload) = NULL;
+
+static bool known = false;		/* hooks[] is what the table has */
 static bool changed = false;	/* it has changed since it was read */
 static Oid	relation = InvalidOid;	/* swarm._hook, as it was read */
-static char **wanted = NULL;	/* "before job" */
-static int	nwanted = 0;
+static SwarmHook *hooks = NULL;
+static int	nhooks = 0;
 static MemoryContext context = NULL;
-static bool inside = false;		/* a hook is being called */
+static bool inside = false;		/* a hook is being called; hooks[] stays */
 
-static void read_wanted(void);
+static void read_hooks(void);
 static void on_invalidation(Datum arg, Oid relid);
-static char *call(const char *event, SwarmHookPhase phase, Oid role, Datum payload);
+static char *call(const char *event, SwarmHookPhase phase, Oid role, Datum data);
+static Datum payload(const char *event, SwarmHookPhase phase, Oid role, Datum data);
+static void push_text(JsonbParseState **state, JsonbIteratorToken token, const char *text);
 static Datum payload_of(SwarmHookData *data);
 static void field(SwarmHookData *data, const char *key);
 
 bool
 swarm_hook_wanted(const char *event, SwarmHookPhase phase)
 {
-	size_t		length = strlen(phase_names[phase]);
-
-	if (known && nwanted == 0)
+	if (known && nhooks == 0)
 		return false;
 	if (inside)
 		return false;
 	if (!known)
-		read_wanted();
-	for (int i = 0; i < nwanted; i++)
+		read_hooks();
+	for (int i = 0; i < nhooks; i++)
 	{
-		if (strncmp(wanted[i], phase_names[phase], length) == 0 && strcmp(wanted[i] + length + 1, event) == 0)
+		if (hooks[i].phase == phase && strcmp(hooks[i].event, event) == 0)
 			return true;
 	}
 	return false;
 }
 
 static void
-read_wanted(void)
+read_hooks(void)
 {
 	static bool registered = false;
 	SwarmSpi	spi;
@@ -75,18 +78,29 @@ read_wanted(void)
 	registered = true;
 	if (context == NULL)
 		context = AllocSetContextCreate(TopMemoryContext, "pg_swarm hooks", ALLOCSET_SMALL_SIZES);
-	nwanted = 0;
+	nhooks = 0;
 	MemoryContextReset(context);
 	relation = get_relname_relid("_hook", get_namespace_oid("swarm", true));
 	if (!OidIsValid(relation))
 		return;					/* the extension is just being created */
 	changed = false;
 	swarm_spi_begin(&spi);
-	n = swarm_spi_query("SELECT DISTINCT phase || ' ' || event FROM swarm._hook WHERE enabled", 0, NULL, NULL, NULL);
-	wanted = MemoryContextAllocZero(context, Max(n, 1) * sizeof(char *));
+	n = swarm_spi_query("SELECT id, event, phase = 'after', owner::oid::int8, "
+						"(extract(epoch FROM timeout) * 1000000)::int8, f[1], f[2] "
+						"FROM swarm._hook, parse_ident(handler) f WHERE enabled ORDER BY priority DESC, id",
+						0, NULL, NULL, NULL);
+	hooks = MemoryContextAllocZero(context, Max(n, 1) * sizeof(SwarmHook));
 	for (uint64 i = 0; i < n; i++)
-		wanted[i] = MemoryContextStrdup(context, swarm_spi_text(i, 1));
-	nwanted = n;
+	{
+		hooks[i].id = swarm_spi_int32(i, 1);
+		hooks[i].event = MemoryContextStrdup(context, swarm_spi_text(i, 2));
+		hooks[i].phase = swarm_spi_bool(i, 3) ? SWARM_HOOK_AFTER : SWARM_HOOK_BEFORE;
+		hooks[i].owner = (Oid) swarm_spi_int64(i, 4);
+		hooks[i].timeout_us = swarm_spi_int64(i, 5);
+		hooks[i].schema = MemoryContextStrdup(context, swarm_spi_text(i, 6));
+		hooks[i].function = MemoryContextStrdup(context, swarm_spi_text(i, 7));
+	}
+	nhooks = n;
 	known = !changed;
 	swarm_spi_end(&spi);
 }
@@ -185,30 +199,38 @@ swarm_hook_after(const char *event, Oid role, SwarmHookData *data)
 }
 
 /*
- * call: all hooks, by swarm._hook_call().  What a hook does calls no hooks, or
- * one that does what it is called for would call itself.
+ * call: all hooks of an event, until one refuses.  What a hook does calls no
+ * hooks, or one that does what it is called for would call itself.
  */
 static char *
-call(const char *event, SwarmHookPhase phase, Oid role, Datum payload)
+call(const char *event, SwarmHookPhase phase, Oid role, Datum data)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	SwarmSpi	spi;
-	Oid			types[] = {OIDOID, TEXTOID, TEXTOID, JSONBOID};
-	Datum		values[] = {ObjectIdGetDatum(role), CStringGetTextDatum(event),
-	CStringGetTextDatum(phase_names[phase]), payload};
 	char	   *veto = NULL;
 
+	if (!known)
+		read_hooks();
 	inside = true;
 	PG_TRY();
 	{
-		char	   *text;
+		SwarmSpi	spi;
+		Datum		told = (Datum) 0;
 
 		swarm_spi_begin(&spi);
-		(void) swarm_spi_execute("SELECT swarm._hook_call($1, $2, $3, $4)", 4, types, values, NULL);
-		text = swarm_spi_text(0, 1);
-
-		if (text !=NULL)
-			veto = MemoryContextStrdup(caller, text);
+		/* a hook sees what its operation has done */
+		CommandCounterIncrement();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		for (int i = 0; i < nhooks && veto == NULL; i++)
+		{
+			if (hooks[i].phase != phase || strcmp(hooks[i].event, event) != 0)
+				continue;
+			if (told == (Datum) 0)
+				told = payload(event, phase, role, data);
+			veto = swarm_hook_call(&hooks[i], told);
+		}
+		PopActiveSnapshot();
+		if (veto != NULL)
+			veto = MemoryContextStrdup(caller, veto);
 		swarm_spi_end(&spi);
 	}
 	PG_FINALLY();
@@ -218,6 +240,43 @@ call(const char *event, SwarmHookPhase phase, Oid role, Datum payload)
 	PG_END_TRY();
 	MemoryContextSwitchTo(caller);
 	return veto;
+}
+
+/* payload: what a hook is called with: event, phase, role and the operation's data. */
+static Datum
+payload(const char *event, SwarmHookPhase phase, Oid role, Datum data)
+{
+	JsonbParseState *state = NULL;
+	JsonbValue	value;
+	Jsonb	   *jsonb = DatumGetJsonbP(data);
+
+	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	push_text(&state, WJB_KEY, "event");
+	push_text(&state, WJB_VALUE, event);
+	push_text(&state, WJB_KEY, "phase");
+	push_text(&state, WJB_VALUE, phase_names[phase]);
+	push_text(&state, WJB_KEY, "role");
+	push_text(&state, WJB_VALUE, GetUserNameFromId(role, true));
+	push_text(&state, WJB_KEY, "data");
+	value.type = jbvBinary;
+	value.val.binary.data = &jsonb->root;
+	value.val.binary.len = VARSIZE(jsonb) - VARHDRSZ;
+	(void) pushJsonbValue(&state, WJB_VALUE, &value);
+	return JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL)));
+}
+
+static void
+push_text(JsonbParseState **state, JsonbIteratorToken token, const char *text)
+{
+	JsonbValue	value = {.type = jbvNull};
+
+	if (text !=NULL)
+	{
+		value.type = jbvString;
+		value.val.string.val = unconstify(char *, text);
+		value.val.string.len = strlen(text);
+	}
+	(void) pushJsonbValue(state, token, &value);
 }
 
 /*

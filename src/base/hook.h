@@ -5,9 +5,9 @@
  *
  * What a hook is and who may make one is module agent's; its rows are in
  * swarm._hook.  Here is how an operation asks whether there is one, which must
- * cost nothing where there is none: a flag in the process, which a change of
- * the table invalidates as if its definition had changed, at commit and in all
- * processes.
+ * cost nothing where there is none: a copy of the rows in the process, which a
+ * change of the table invalidates as if its definition had changed, at commit
+ * and in all processes.
  *
  *		if (swarm_hook_wanted("memory_store", SWARM_HOOK_BEFORE))
  *		{
@@ -34,6 +34,24 @@ typedef struct SwarmHookData
 {
 	StringInfoData json;
 } SwarmHookData;
+
+/* One that somebody has made, as the table has it. */
+typedef struct SwarmHook
+{
+	int32		id;
+	char	   *event;
+	SwarmHookPhase phase;
+	char	   *schema;			/* of the function, NULL: none */
+	char	   *function;
+	Oid			owner;			/* whose rights it has */
+	int64		timeout_us;
+} SwarmHook;
+
+/*
+ * Set by module agent: call one, and count it.  Returns why the operation must
+ * not be, in CurrentMemoryContext, or NULL.
+ */
+extern char *(*swarm_hook_call) (const SwarmHook *hook, Datum payload);
 
 /* Is there a hook of that event and phase?  False inside of a hook. */
 extern bool swarm_hook_wanted(const char *event, SwarmHookPhase phase);

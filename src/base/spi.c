@@ -4,13 +4,17 @@
  */
 #include "postgres.h"
 
+#include "catalog/namespace.h"
 #include "catalog/pg_authid.h"
 #include "miscadmin.h"
 #include "utils/guc.h"
+#include "utils/rls.h"
 #include "utils/snapmgr.h"
 
 #include "base/compat.h"
 #include "base/spi.h"
+
+#define SEARCH_PATH	"pg_catalog, pg_temp"
 
 void
 swarm_spi_begin(SwarmSpi *spi)
@@ -19,12 +23,19 @@ swarm_spi_begin(SwarmSpi *spi)
 	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID,
 						   spi->sec_context | SECURITY_LOCAL_USERID_CHANGE);
 	spi->guc_level = NewGUCNestLevel();
-	(void) set_config_option("search_path", "pg_catalog, pg_temp",
-							 PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("row_security", "off",
-							 PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
+
+	/*
+	 * not again what a statement around this one has set: it costs as much as
+	 * one
+	 */
+	if (strcmp(namespace_search_path, SEARCH_PATH) != 0)
+		(void) set_config_option("search_path", SEARCH_PATH,
+								 PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	if (row_security)
+		(void) set_config_option("row_security", "off",
+								 PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
 	SPI_connect();
 }
 

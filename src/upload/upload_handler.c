@@ -25,6 +25,7 @@ static Datum run_job(FunctionCallInfo fcinfo);
 static void upload_batch(SwarmUpload **upload, MemoryContext context, int place,
 						 int64 batch, int64 job, bool clean);
 static bool prepare_server(SwarmUpload *upload);
+static void fall_back(SwarmUpload *upload);
 static void fail_files(SwarmUpload *upload, const ErrorData *edata);
 static void end_cancelled(SwarmUpload *upload);
 static int	leftovers(const SwarmUpload *upload);
@@ -176,6 +177,7 @@ prepare_server(SwarmUpload *upload)
 	PG_TRY();
 	{
 		upload->server = swarm_s3_server(upload->server_name);
+		fall_back(upload);
 		swarm_upload_options(upload, upload->options);
 		for (int i = 0; i < upload->nfiles; i++)
 			swarm_s3_check_object(upload->server, upload->bucket, upload->files[i].key);
@@ -197,6 +199,40 @@ prepare_server(SwarmUpload *upload)
 		ReThrowError(edata);
 	fail_files(upload, edata);
 	return false;
+}
+
+/*
+ * fall_back: a batch of which nothing has been sent goes to the fallback of
+ * its server's policy while the server's circuit breaker is open, and stays
+ * there.  All of a batch is at one server.
+ */
+static void
+fall_back(SwarmUpload *upload)
+{
+	const char *name = upload->server->policy.fallback;
+	SwarmS3Server *other;
+	SwarmSpi	spi;
+	Oid			types[] = {INT8OID, TEXTOID};
+	Datum		values[2];
+
+	if (name == NULL || upload->server->endpoint == NULL || !swarm_net_endpoint_is_open(upload->server->endpoint))
+		return;
+	for (int i = 0; i < upload->nfiles; i++)
+	{
+		if (upload->files[i].state != FILE_WAITING || upload->files[i].upload_id != NULL)
+			return;
+	}
+	other = swarm_s3_server(name);
+	if (other->endpoint != NULL && swarm_net_endpoint_is_open(other->endpoint))
+		return;
+	values[0] = Int64GetDatum(upload->batch);
+	values[1] = CStringGetTextDatum(name);
+	swarm_spi_begin(&spi);
+	swarm_spi_execute("UPDATE swarm._s3_batch SET server = $2, fallback_for = nullif(coalesce(fallback_for, server), $2) WHERE id = $1",
+					  2, types, values, NULL);
+	swarm_spi_end(&spi);
+	upload->server = other;
+	upload->server_name = other->name;
 }
 
 static void

@@ -13,9 +13,7 @@ GRANT INSERT ON agent_coord.seen TO PUBLIC;
 GRANT USAGE ON SEQUENCE agent_coord.seen_n_seq TO PUBLIC;
 CREATE FUNCTION agent_coord.work(task jsonb, agent swarm.agent) RETURNS jsonb LANGUAGE plpgsql AS $$
 BEGIN
-    IF task ? 'message' THEN
-        INSERT INTO agent_coord.seen (who, what) VALUES (current_user, task->'message'->'body');
-    ELSIF task ? 'handoff' AND (task->'handoff'->'left')::int > 0 THEN
+    IF task ? 'handoff' AND (task->'handoff'->'left')::int > 0 THEN
         PERFORM swarm.agent_handoff(agent.id, (task->'handoff'->'next'->>0)::bigint,
             jsonb_build_object('left', (task->'handoff'->'left')::int - 1, 'next', (task->'handoff'->'next') - 0, 'trace', task->'handoff'->'trace' || to_jsonb(agent.name)));
     ELSIF task ? 'role' THEN
@@ -26,8 +24,16 @@ BEGIN
     END IF;
     RETURN task || jsonb_build_object('user', current_user);
 END $$;
+CREATE FUNCTION agent_coord.hear(task jsonb, agent swarm.agent) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO agent_coord.seen (who, what) VALUES (current_user, jsonb_build_object(agent.name, task->'message'->'body'));
+    RETURN task->'message'->'kind';
+END $$;
+CREATE FUNCTION agent_coord.deaf(task jsonb, agent swarm.agent) RETURNS int LANGUAGE sql AS 'SELECT 1';
 SELECT swarm.agent_type_create('{"name": "agent_coord", "capabilities": ["agent_coord"], "handler": "agent_coord.work", "max_attempts": 1}');
-SELECT swarm.agent_type_create('{"name": "agent_coord_msg", "capabilities": ["agent_coord_msg"], "handler": "agent_coord.work", "hooks": {"message": "agent_coord.work"}}');
+SELECT swarm.agent_type_create('{"name": "agent_coord_msg", "capabilities": ["agent_coord_msg"], "handler": "agent_coord.work", "hooks": {"message": "agent_coord.hear"}}');
+SELECT swarm.agent_type_create('{"name": "agent_coord_x", "capabilities": [], "handler": "agent_coord.work", "hooks": {"message": "agent_coord.nobody"}}');
+SELECT swarm.agent_type_create('{"name": "agent_coord_x", "capabilities": [], "handler": "agent_coord.work", "hooks": {"message": "agent_coord.deaf"}}');
 CREATE FUNCTION agent_coord.id(text) RETURNS bigint LANGUAGE sql STABLE AS $$SELECT id FROM swarm._agent WHERE type ~ '^agent_coord' AND name = $1$$;
 
 -- Roles: an agent works as its role, and cannot become another.
@@ -61,7 +67,8 @@ SELECT swarm.protocol_create('x', '{}');
 SELECT swarm._agent_take('regress_agent_b'::regrole, :b);
 RESET ROLE;
 
--- Messages: one after the other, each read once.
+-- Messages: one after the other, each read once. A request for help leaves no job for later.
+SET pg_swarm.agent_escalate_after = 0;
 SELECT name, status FROM swarm.agent_spawn((SELECT jsonb_agg(jsonb_build_object('type', 'agent_coord', 'name', 'm' || i)) FROM generate_series(1, 7) i), timeout => '60 s');
 SELECT swarm.agent_message(agent_coord.id('m1'), agent_coord.id('m2'), k, '{"n": 1}') > 0 AS sent FROM unnest('{request-help,share-findings,escalate}'::text[]) k;
 SELECT kind, body, hops, from_agent = agent_coord.id('m1') AS from_m1 FROM swarm.agent_inbox(agent_coord.id('m2'), 2);
@@ -69,10 +76,21 @@ SELECT kind FROM swarm.agent_inbox(agent_coord.id('m2'));
 SELECT count(*) FROM swarm.agent_inbox(agent_coord.id('m2'));
 SELECT swarm.agent_message(agent_coord.id('m1'), -1, 'notify', '{}');
 SELECT swarm.agent_message(agent_coord.id('m1'), agent_coord.id('m2'), '', '{}');
--- to a handler
+-- to the function of its type for messages, and not to the handler; tasks to the handler, whatever they look like
 SELECT status FROM swarm.agent_spawn('[{"type": "agent_coord_msg", "name": "listener"}]', timeout => '60 s');
-SELECT swarm.agent_message(agent_coord.id('m1'), agent_coord.id('listener'), 'notify', '"hello"') > 0 AS sent;
-CALL agent_coord.until('EXISTS (SELECT FROM agent_coord.seen WHERE what = ''"hello"'')');
+SELECT swarm.agent_message(agent_coord.id('m1'), agent_coord.id('listener'), 'notify', '"hello"') AS message \gset
+CALL agent_coord.until(format('EXISTS (SELECT FROM swarm._agent_task WHERE message = %s AND state = ''done'')', :message));
+SELECT t.result, s.what FROM swarm._agent_task t, agent_coord.seen s WHERE t.message = :message;
+SELECT swarm.task_submit('{"agent": "listener", "task": {"message": {"body": "a task"}}}') AS task \gset
+SELECT state, result FROM swarm.task_wait(:task, '60 s');
+-- the type hears no more: what is under way is refused
+SELECT swarm.agent_pause(agent_coord.id('listener'));
+SELECT swarm.agent_message(agent_coord.id('m1'), agent_coord.id('listener'), 'notify', '"too late"') AS message \gset
+SELECT swarm.agent_type_create('{"name": "agent_coord_msg", "capabilities": ["agent_coord_msg"], "handler": "agent_coord.work"}');
+SELECT swarm.agent_resume(agent_coord.id('listener'));
+SELECT id AS task FROM swarm._agent_task WHERE message = :message \gset
+SELECT state, attempts, error FROM swarm.task_wait(:task, '60 s');
+SELECT count(*) FROM agent_coord.seen;
 
 -- Topologies: links, and what happens when one dies.
 CREATE FUNCTION agent_coord.links(name text) RETURNS TABLE (kind text, links bigint, pairs text) LANGUAGE sql AS $$

@@ -82,5 +82,59 @@ sql('SELECT swarm._clock_advance(NULL)');
 $task = sql('SELECT swarm.agent_handoff(' . id('p') . ', ' . id('q') . q{, '{"left": 1}')});
 is(sql("SELECT state, attempts FROM swarm.task_wait($task, '$wait s')"), 'failed|2', 'a hand-off is tried again, then fails');
 is(sql('SELECT body->>\'error\', body->\'handoff\' FROM swarm.agent_inbox(' . id('p') . ") WHERE kind = 'escalate'"), 'cannot go on|{"left": 1}', '... and who handed it over is told');
+
+# A request for help that nobody answers in time is escalated: to the others that are linked, or to who has asked
+is(spawn('part', $_), 'spawned', "$_ comes") foreach 'asker', 'silent', 'kind', 'boss', 'lonely';
+sql("SELECT swarm.topology_create('team', 'star', ARRAY[" . join(', ', map { id($_) } 'asker', 'silent', 'kind', 'boss') . '])');
+sub ask { my ($from, $to, $what) = @_; return sql('SELECT swarm.agent_message(' . id($from) . ', ' . id($to) . ", 'request-help', '\"$what\"')"); }
+sub escalations { my ($of) = @_; return sql('SELECT count(*) FROM swarm.agent_messages WHERE kind = \'escalate\' AND from_agent = ' . id($of)); }
+my $ignored = ask('asker', 'silent', 'first');
+ask('asker', 'kind', 'second');
+is(sql('SELECT count(*) FROM swarm.agent_messages WHERE escalate_at - swarm._now() BETWEEN \'4 min\' AND \'5 min\''), '2', 'two requests want an answer');
+sql('SELECT swarm.agent_message(' . id('kind') . ', ' . id('asker') . q{, 'notify', '"yes"')});
+is(sql('SELECT id FROM swarm.agent_messages WHERE escalate_at IS NOT NULL'), $ignored, '... which one has');
+sql("SET pg_swarm.agent_escalate_after = 0; SELECT swarm.agent_message(" . id('lonely') . ', ' . id('silent') . q{, 'request-help', '"patient"')});
+is(sql('SELECT id FROM swarm.agent_messages WHERE escalate_at IS NOT NULL'), $ignored, 'a request may have no limit');
+ask('lonely', 'silent', 'third');
+sql(q{SELECT swarm._clock_advance('4 min')});
+sql('SELECT swarm._agent_escalate(' . id($_) . ')') foreach 'asker', 'lonely';
+is(escalations('asker') + escalations('lonely'), 0, 'nothing is escalated before its time');
+# who has asked is busy meanwhile
+say_psql($holder = start_psql($node, undef), 'SELECT pg_advisory_lock(4711);');
+$held = sql(q{SELECT swarm.task_submit('{"agent": "asker", "task": {"lock": 4711}}')});
+poll_ok($node, q{SELECT state FROM swarm.agents WHERE name = 'asker'}, 'who has asked is busy', 'busy');
+sql(q{SELECT swarm._clock_advance('6 min')});
+poll_ok($node, 'SELECT count(*) FROM swarm.agent_messages WHERE kind = \'escalate\' AND from_agent IN (' . id('asker') . ', ' . id('lonely') . ')', 'after it, it is', '3');
+finish_psql($holder);
+is(sql("SELECT state FROM swarm.task_wait($held, '$wait s')"), 'done', '... while a task is done');
+is(sql(qq{SELECT string_agg(a.name, ',' ORDER BY a.name) FROM swarm.agent_messages m JOIN swarm.agents a ON a.id = m.to_agent WHERE m.kind = 'escalate' AND (m.body->>'message')::bigint = $ignored}),
+   'boss,kind', '... to the others of the topology');
+is(sql('SELECT body - \'message\' FROM swarm.agent_inbox(' . id('lonely') . ") WHERE kind = 'escalate'"), '{"body": "third", "kind": "request-help", "agent": ' . id('silent') . '}', '... or to who has asked');
+is(sql(q{SELECT string_agg(name, ',' ORDER BY name) FROM swarm.agent_activity WHERE event = 'escalate'}), 'asker,lonely', '... and recorded');
+is(sql('SELECT count(*) FROM swarm.agent_messages WHERE escalate_at IS NOT NULL'), '0', '... once');
+sql('SELECT swarm._clock_advance(NULL)');
+
+# Agents that have ended go with the history of jobs, and with them what hangs on them; not one for which a task waits.
+is(spawn('part', $_), 'spawned', "$_ comes") foreach 'gone1', 'gone2', 'needed', 'alive';
+sql("SELECT swarm.topology_create('both', 'ring', ARRAY[" . id('gone1') . ', ' . id('alive') . "]), swarm.topology_create('old', 'ring', ARRAY[" . id('gone1') . ', ' . id('gone2') . '])');
+$task = sql(q{SELECT swarm.task_submit('{"agent": "gone1", "task": {"n": 1}}')});
+is(sql("SELECT state FROM swarm.task_wait($task, '$wait s')"), 'done', 'a task of one');
+my $ended = join(',', map { id($_) } 'gone1', 'gone2');
+my $kept = join(',', map { id($_) } 'needed', 'alive');
+sql(q{SELECT swarm.task_submit('{"agent": "needed", "run_at": "2999-01-01 00:00+00"}')});
+sql("SELECT swarm.agent_stop(id) FROM swarm.agents WHERE name IN ('gone1', 'gone2', 'needed')");
+sql(q{SELECT swarm._clock_advance('6 days')});
+sql(q{SELECT swarm._agent_prune(swarm._now() - interval '7 days')});
+is(sql("SELECT count(*) FROM swarm.agents WHERE id IN ($ended, $kept)"), '4', 'agents that have ended stay for 7 days');
+sql(q{SELECT swarm._clock_advance('9 days')});
+poll_ok($node, "SELECT count(*) FROM swarm.agents WHERE id IN ($ended)", '... then they go', '0');
+is(sql("SELECT count(*) FROM swarm.agents WHERE id IN ($kept)"), '2', '... but not those that live or are needed');
+is(sql("SELECT count(*) FROM swarm._agent_event WHERE agent IN ($ended)"), '0', '... with what has happened to them');
+is(sql("SELECT string_agg(name, ',') FROM swarm._topology t WHERE name IN ('both', 'old')"), 'both', '... and topologies in which nobody is left');
+is(sql("SELECT count(*) FROM swarm._topology_member WHERE agent IN ($ended)"), '0', '... and their places in others');
+my $gone = (split /,/, $ended)[0];
+sql_fails($node, "SELECT swarm.agent_resume($gone)", qr/42704: .*does not exist/, 'one that is gone does not exist');
+is(sql("SELECT swarm._agent_tell(NULL, $gone, 'notify', '1') IS NULL"), 't', 'a message of the extension to one that is gone is lost');
+sql('SELECT swarm._clock_advance(NULL)');
 $node->stop;
 done_testing();
