@@ -3,7 +3,7 @@
 -- src/query/README.md tells how rules run; docs/reference/queries.md the functions.
 
 -- owner: with whose rights condition and action run. on_demand: of
--- query_optimize(), not of the optimizer.
+-- query_optimize(), not of the optimizer. touched: not as the extension brings it.
 CREATE TABLE swarm._rule (
     name text PRIMARY KEY,
     owner regrole NOT NULL DEFAULT current_user::regrole,
@@ -13,7 +13,8 @@ CREATE TABLE swarm._rule (
     params jsonb NOT NULL DEFAULT '{}' CHECK (pg_catalog.jsonb_typeof(params) = 'object'),
     enabled boolean NOT NULL DEFAULT true,
     on_demand boolean NOT NULL DEFAULT false,
-    shipped boolean NOT NULL DEFAULT false
+    shipped boolean NOT NULL DEFAULT false,
+    touched boolean NOT NULL DEFAULT false
 );
 -- What has come of it. Apart, so that a tick locks no rule that somebody wants
 -- to switch off.
@@ -24,23 +25,28 @@ CREATE TABLE swarm._rule_use (
     failed bigint NOT NULL DEFAULT 0,
     error text
 );
+-- No row: it was never started.
 CREATE TABLE swarm._optimizer (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     enabled boolean NOT NULL DEFAULT false,
     period interval NOT NULL DEFAULT '5 s' CHECK (period >= interval '0.1 s')
 );
-INSERT INTO swarm._optimizer DEFAULT VALUES;
 CREATE TABLE swarm._flag (
     name text PRIMARY KEY,
     enabled boolean NOT NULL,
     percentage numeric NOT NULL CHECK (percentage BETWEEN 0 AND 100)
 );
-SELECT pg_catalog.pg_extension_config_dump('swarm._rule', 'WHERE NOT shipped');
-SELECT pg_catalog.pg_extension_config_dump('swarm._rule_use', 'WHERE name IN (SELECT name FROM swarm._rule WHERE NOT shipped)');
+SELECT pg_catalog.pg_extension_config_dump('swarm._rule', 'WHERE touched');
+SELECT pg_catalog.pg_extension_config_dump('swarm._rule_use', 'WHERE name IN (SELECT name FROM swarm._rule WHERE touched)');
+SELECT pg_catalog.pg_extension_config_dump('swarm._optimizer', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._flag', '');
 
-CREATE FUNCTION swarm._optimizer_changed() RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
+-- The scheduler looks at the optimizer when this commits, also after a restore.
+CREATE FUNCTION swarm._optimizer_changed() RETURNS trigger LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_optimizer_changed';
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE ON swarm._optimizer
+    FOR EACH STATEMENT EXECUTE FUNCTION swarm._optimizer_changed();
+ALTER TABLE swarm._optimizer ENABLE ALWAYS TRIGGER changed;
 CREATE FUNCTION swarm._rule_model(name text) RETURNS text LANGUAGE c STABLE STRICT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_rule_model';
 
@@ -79,6 +85,21 @@ INSERT INTO swarm._rule (name, owner, priority, condition, action, params, enabl
  'execute_command', '{"command": "SET work_mem = ''256MB''"}', false, false, true);
 INSERT INTO swarm._rule_use (name) SELECT name FROM swarm._rule;
 
+-- What an administrator has touched goes into a dump; a restored row takes the
+-- place of the one that CREATE EXTENSION has made.
+CREATE FUNCTION swarm._rule_touched() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    NEW.touched := true;
+    IF TG_OP = 'INSERT' THEN
+        DELETE FROM swarm._rule r WHERE r.name = NEW.name AND NOT r.touched AND NEW.shipped;
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER touched BEFORE INSERT OR UPDATE ON swarm._rule
+    FOR EACH ROW EXECUTE FUNCTION swarm._rule_touched();
+ALTER TABLE swarm._rule ENABLE ALWAYS TRIGGER touched;
+
 CREATE FUNCTION swarm.rule_create(name text, priority int, condition text, action text, params jsonb = '{}',
     enabled boolean = true, on_demand boolean = false)
 RETURNS void LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
@@ -99,7 +120,6 @@ BEGIN
     INSERT INTO swarm._rule (name, priority, condition, action, params, enabled, on_demand)
     VALUES (name, priority, condition, action, params, enabled, on_demand);
     INSERT INTO swarm._rule_use (name) VALUES (name);
-    PERFORM swarm._optimizer_changed();
 END $$;
 COMMENT ON FUNCTION swarm.rule_create IS 'add a rule: on queries that the condition matches, the action is done; runs with the rights of who creates it';
 
@@ -133,12 +153,12 @@ BEGIN
     IF period IS NULL OR period < interval '0.1 s' THEN
         RAISE 'the period of the optimizer must be at least 0.1 s' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    UPDATE swarm._optimizer o SET enabled = true, period = $1 WHERE NOT enabled;
+    INSERT INTO swarm._optimizer AS o (enabled, period) VALUES (true, $1)
+    ON CONFLICT ON CONSTRAINT _optimizer_pkey DO UPDATE SET enabled = true, period = EXCLUDED.period WHERE NOT o.enabled;
     IF NOT FOUND THEN
         RAISE WARNING 'the optimizer runs already';
         RETURN false;
     END IF;
-    PERFORM swarm._optimizer_changed();
     RETURN true;
 END $$;
 COMMENT ON FUNCTION swarm.optimizer_start IS 'let the scheduler apply the rules, once a period; false, with a warning, if it does already';
@@ -148,11 +168,7 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     UPDATE swarm._optimizer SET enabled = false WHERE enabled;
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
-    PERFORM swarm._optimizer_changed();
-    RETURN true;
+    RETURN FOUND;
 END $$;
 COMMENT ON FUNCTION swarm.optimizer_stop IS 'stop applying the rules; false if it did not';
 
@@ -160,9 +176,9 @@ CREATE FUNCTION swarm.optimizer_status() RETURNS jsonb
 LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
 AS $$ SELECT jsonb_build_object('isMonitoring', o.enabled, 'interval', o.period,
     'rulesCount', (SELECT count(*) FROM swarm._rule WHERE enabled AND NOT on_demand),
-    'rules', (SELECT jsonb_agg(to_jsonb(r) - 'shipped' || to_jsonb(u) ORDER BY r.priority DESC, r.name)
+    'rules', (SELECT jsonb_agg(to_jsonb(r) - '{shipped,touched}'::text[] || to_jsonb(u) ORDER BY r.priority DESC, r.name)
               FROM swarm._rule r JOIN swarm._rule_use u USING (name)))
-    FROM swarm._optimizer o $$;
+    FROM (SELECT coalesce(bool_or(enabled), false) AS enabled, coalesce(max(period), '5 s') AS period FROM swarm._optimizer) o $$;
 COMMENT ON FUNCTION swarm.optimizer_status IS 'whether rules are applied, how often, and the rules with what they have done';
 
 CREATE FUNCTION swarm.query_optimize(id bigint) RETURNS text
@@ -216,7 +232,6 @@ BEGIN
     GET DIAGNOSTICS flags = ROW_COUNT;
     UPDATE swarm._rule SET enabled = false WHERE enabled;
     GET DIAGNOSTICS rules = ROW_COUNT;
-    PERFORM swarm._optimizer_changed();
     answer := jsonb_build_object('rollback_all', true, 'flags', flags, 'rules', rules);
     PERFORM pg_notify('swarm_events', answer::text);
     RETURN answer;

@@ -89,6 +89,7 @@ REVOKE ALL ON FUNCTION swarm.optimizer_status() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.flag_set(text, boolean, numeric) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.rollback_all() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._optimizer_changed() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._rule_touched() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._rule_model(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._temp_bytes(int) FROM PUBLIC;
 
