@@ -501,6 +501,10 @@ collect(PlanState *node, void *arg)
 		frame->room *= 2;
 	}
 	frame->nodes[frame->n++] = node;
+	/* what small statements are made of, and what has nothing below it */
+	if ((IsA(node, IndexScanState) || IsA(node, SeqScanState)) &&
+		node->initPlan == NIL && node->subPlan == NIL)
+		return false;
 	return planstate_tree_walker(node, collect, arg);
 }
 
