@@ -89,9 +89,12 @@ REVOKE ALL ON FUNCTION swarm.optimizer_status() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.flag_set(text, boolean, numeric) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.rollback_all() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._optimizer_changed() FROM PUBLIC;
-REVOKE ALL ON FUNCTION swarm._rule_touched() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._touched() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._rule_model(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._temp_bytes(int) FROM PUBLIC;
+-- alerts are about the queries of all
+GRANT SELECT ON swarm.alert_rules, swarm.alerts TO pg_monitor;
+REVOKE ALL ON FUNCTION swarm._alert_values(), swarm._alert_check() FROM PUBLIC;
 
 -- schedule: rows are their owners' (row-level security); pg_cron has grants
 -- of its own.

@@ -71,6 +71,12 @@ swarm_rule_init(void)
 	swarm_step_register(&step);
 }
 
+bool
+swarm_rule_running(void)
+{
+	return !TIMESTAMP_IS_NOEND(next_tick);
+}
+
 static TimestampTz
 due(void)
 {

@@ -122,7 +122,8 @@ swarm_query_copy_text(char *to, const char *from, Size size)
 }
 
 /*
- * swarm_query_prune: what has ended goes with the history of jobs.
+ * swarm_query_prune: what has ended, and alerts that are over, go with the
+ * history of jobs.
  */
 void
 swarm_query_prune(TimestampTz before)
@@ -135,6 +136,7 @@ swarm_query_prune(TimestampTz before)
 	swarm_spi_execute("WITH gone AS (DELETE FROM swarm._query WHERE id IN ("
 					  "SELECT id FROM swarm._query q WHERE q.finished_at < $1 FOR UPDATE SKIP LOCKED) RETURNING id) "
 					  "DELETE FROM swarm._query_event e USING gone WHERE e.query = gone.id", 1, types, values, NULL);
+	swarm_spi_execute("DELETE FROM swarm.alerts WHERE cleared_at < $1", 1, types, values, NULL);
 	swarm_spi_end(&spi);
 }
 

@@ -27,7 +27,9 @@ SELECT last_value, is_called FROM swarm._queue_id_seq;
 SELECT last_value, is_called FROM swarm._handler_id_seq;
 SELECT name, owner, priority, condition, action, params, enabled, on_demand, shipped, touched FROM swarm._rule ORDER BY name;
 SELECT name FROM swarm._rule_use ORDER BY name;
-SELECT enabled, period FROM swarm._optimizer};
+SELECT enabled, period FROM swarm._optimizer;
+SELECT * FROM swarm.alert_rules ORDER BY name;
+SELECT * FROM swarm.alerts ORDER BY id};
 
 sub max_runners
 {
@@ -44,7 +46,10 @@ sub dump_all { return $node->safe_psql($_[0], $all) }
 # What an administrator has set: one rule of ours is off, another on, one is his.
 $node->safe_psql('postgres', q{
 SELECT swarm.rule_enable('runaway-query-termination', false), swarm.rule_enable('spill-work-mem');
-SELECT swarm.rule_create('mine', 20, 'false', 'pause'), swarm.optimizer_start('7 s')});
+SELECT swarm.rule_create('mine', 20, 'false', 'pause'), swarm.optimizer_start('7 s');
+UPDATE swarm.alert_rules SET threshold = 50 WHERE name = 'slower';
+UPDATE swarm.alert_rules SET enabled = false WHERE name = 'resources';
+INSERT INTO swarm.alerts (rule, severity, value, threshold, cleared_at) VALUES ('slower', 'page', 51, 50, now())});
 
 # Finished ones first, on three days; then nothing runs any more.
 work_table($node);
