@@ -29,7 +29,7 @@ CREATE TABLE swarm._rule_use (
 CREATE TABLE swarm._optimizer (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     enabled boolean NOT NULL DEFAULT false,
-    period interval NOT NULL DEFAULT '5 s' CHECK (period >= interval '0.1 s')
+    period interval NOT NULL DEFAULT '5 s' CHECK (period BETWEEN interval '0.1 s' AND interval '1 year')
 );
 CREATE TABLE swarm._flag (
     name text PRIMARY KEY,
@@ -118,7 +118,11 @@ BEGIN
     -- its names and types; what it does is looked at when it is used
     EXECUTE format(E'SELECT FROM swarm.queries q WHERE false AND (%s\n)', condition);
     INSERT INTO swarm._rule (name, priority, condition, action, params, enabled, on_demand)
-    VALUES (name, priority, condition, action, params, enabled, on_demand);
+    VALUES (name, priority, condition, action, params, enabled, on_demand)
+    ON CONFLICT ON CONSTRAINT _rule_pkey DO NOTHING;
+    IF NOT FOUND THEN
+        RAISE 'rule "%" already exists', name USING ERRCODE = 'duplicate_object';
+    END IF;
     INSERT INTO swarm._rule_use (name) VALUES (name);
 END $$;
 COMMENT ON FUNCTION swarm.rule_create IS 'add a rule: on queries that the condition matches, the action is done; runs with the rights of who creates it';
@@ -150,8 +154,8 @@ CREATE FUNCTION swarm.optimizer_start(period interval = '5 s') RETURNS boolean
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF period IS NULL OR period < interval '0.1 s' THEN
-        RAISE 'the period of the optimizer must be at least 0.1 s' USING ERRCODE = 'invalid_parameter_value';
+    IF (period BETWEEN interval '0.1 s' AND interval '1 year') IS NOT TRUE THEN
+        RAISE 'the period of the optimizer must be between 0.1 s and 1 year' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     INSERT INTO swarm._optimizer AS o (enabled, period) VALUES (true, $1)
     ON CONFLICT ON CONSTRAINT _optimizer_pkey DO UPDATE SET enabled = true, period = EXCLUDED.period WHERE NOT o.enabled;
@@ -215,8 +219,89 @@ COMMENT ON FUNCTION swarm.flag_enabled IS 'is a feature on for this key; false f
 
 CREATE FUNCTION swarm.flag_variant(name text, key text, variants text[] = '{a,b}') RETURNS text
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT variants[1 + (hashtextextended(key, hashtext(name)::bigint << 1) & 9007199254740991) % cardinality(variants)] $$;
+AS $$ SELECT v FROM unnest(variants) WITH ORDINALITY u(v, n)
+      WHERE n = 1 + (hashtextextended(key, hashtext(name)::bigint << 1) & 9007199254740991) % cardinality(variants) $$;
 COMMENT ON FUNCTION swarm.flag_variant IS 'the variant of an experiment for a key: always the same, evenly spread';
+
+-- Which variant of an experiment somebody was given, and what came of it.
+CREATE TABLE swarm._exposure (
+    experiment text,
+    key text,
+    variant text NOT NULL,
+    assigned_at timestamptz NOT NULL DEFAULT swarm._now(),
+    outcome float8,
+    PRIMARY KEY (experiment, key)
+);
+SELECT pg_catalog.pg_extension_config_dump('swarm._exposure', '');
+
+-- swarm.experiment_assign(experiment, key, variants): what was assigned to a key
+-- stays, also when the variants change. Errors: 22004, 22023 no variants.
+CREATE FUNCTION swarm.experiment_assign(experiment text, key text, variants text[] = '{a,b}') RETURNS text
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+    assigned text;
+BEGIN
+    IF num_nulls(experiment, key, variants) > 0 OR array_position(variants, NULL) IS NOT NULL THEN
+        RAISE 'no argument of experiment_assign() may be null' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    IF cardinality(variants) = 0 THEN
+        RAISE 'an experiment needs variants' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    LOOP
+        SELECT e.variant INTO assigned FROM swarm._exposure e WHERE e.experiment = experiment AND e.key = key;
+        EXIT WHEN FOUND;
+        INSERT INTO swarm._exposure (experiment, key, variant)
+        VALUES (experiment, key, swarm.flag_variant(experiment, key, variants))
+        ON CONFLICT ON CONSTRAINT _exposure_pkey DO NOTHING RETURNING variant INTO assigned;
+        EXIT WHEN FOUND;
+    END LOOP;
+    RETURN assigned;
+END $$;
+COMMENT ON FUNCTION swarm.experiment_assign IS 'the variant of an experiment for a key, as flag_variant, and remember it';
+
+-- swarm.experiment_outcome(experiment, key, outcome): the last one counts.
+-- Errors: 22004, 22023 not finite, 42704 never assigned.
+CREATE FUNCTION swarm.experiment_outcome(experiment text, key text, outcome float8) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+BEGIN
+    IF num_nulls(experiment, key, outcome) > 0 THEN
+        RAISE 'no argument of experiment_outcome() may be null' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    IF outcome IN ('NaN', 'Infinity', '-Infinity') THEN
+        RAISE 'an outcome must be a finite number' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    UPDATE swarm._exposure e SET outcome = outcome WHERE e.experiment = experiment AND e.key = key;
+    IF NOT FOUND THEN
+        RAISE 'experiment "%" has no key "%"', experiment, key USING ERRCODE = 'undefined_object',
+            HINT = 'Keys are assigned by swarm.experiment_assign().';
+    END IF;
+END $$;
+COMMENT ON FUNCTION swarm.experiment_outcome IS 'what came of the variant that a key was given: a number that is compared, such as seconds or 0 and 1';
+
+-- swarm.experiment_result(experiment): its variants, each beside the first one by name. confidence: how
+-- sure it is, from 0 to 1, that the means differ: Welch's test with the normal distribution, whose
+-- integral is Abramowitz and Stegun's 7.1.26 (to 1.5e-7). NULL below 30 outcomes on a side.
+CREATE FUNCTION swarm.experiment_result(experiment text, OUT variant text, OUT keys bigint, OUT outcomes bigint,
+    OUT mean float8, OUT stddev float8, OUT difference float8, OUT confidence float8)
+RETURNS SETOF record LANGUAGE sql STABLE PARALLEL SAFE ROWS 2 SET search_path = pg_catalog, pg_temp
+AS $$
+WITH v AS (
+    SELECT e.variant, count(*) AS keys, count(e.outcome) AS n, avg(e.outcome) AS mean, stddev_samp(e.outcome) AS stddev
+    FROM swarm._exposure e WHERE e.experiment = $1 GROUP BY e.variant),
+c AS (
+    SELECT v.*, v.mean - f.mean AS difference, v.variant <> f.variant AND v.n >= 30 AND f.n >= 30 AS enough,
+           sqrt(v.stddev ^ 2 / v.n + f.stddev ^ 2 / f.n) AS error
+    FROM v, (SELECT * FROM v ORDER BY variant COLLATE "C" LIMIT 1) f),
+z AS (
+    SELECT c.*, CASE WHEN error > 0 THEN least(abs(difference) / error, 30) WHEN difference <> 0 THEN 30 ELSE 0 END / sqrt(2::float8) AS z FROM c)
+SELECT variant, keys, n, mean, stddev, difference,
+       CASE WHEN enough THEN greatest(0, 1 - ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t * exp(-(z * z))) END
+FROM z, LATERAL (SELECT 1 / (1 + 0.3275911 * z) AS t) x ORDER BY variant COLLATE "C" $$;
+COMMENT ON FUNCTION swarm.experiment_result IS 'outcomes of an experiment by variant, the difference to the first variant by name, and how sure it is';
 
 -- Who has one of these rows locked is not waited for: an error says so at once.
 CREATE FUNCTION swarm.rollback_all() RETURNS jsonb

@@ -87,6 +87,8 @@ REVOKE ALL ON FUNCTION swarm.optimizer_start(interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.optimizer_stop() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.optimizer_status() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.flag_set(text, boolean, numeric) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.experiment_assign(text, text, text[]), swarm.experiment_outcome(text, text, float8),
+    swarm.experiment_result(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.rollback_all() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._optimizer_changed() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._touched() FROM PUBLIC;

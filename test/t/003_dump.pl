@@ -29,7 +29,8 @@ SELECT name, owner, priority, condition, action, params, enabled, on_demand, shi
 SELECT name FROM swarm._rule_use ORDER BY name;
 SELECT enabled, period FROM swarm._optimizer;
 SELECT * FROM swarm.alert_rules ORDER BY name;
-SELECT * FROM swarm.alerts ORDER BY id};
+SELECT * FROM swarm.alerts ORDER BY id;
+SELECT * FROM swarm._exposure ORDER BY key};
 
 sub max_runners
 {
@@ -48,6 +49,7 @@ $node->safe_psql('postgres', q{
 SELECT swarm.rule_enable('runaway-query-termination', false), swarm.rule_enable('spill-work-mem');
 SELECT swarm.rule_create('mine', 20, 'false', 'pause'), swarm.optimizer_start('7 s');
 UPDATE swarm.alert_rules SET threshold = 50 WHERE name = 'slower';
+SELECT swarm.experiment_assign('shown', 'k' || i) FROM generate_series(1, 3) i;
 UPDATE swarm.alert_rules SET enabled = false WHERE name = 'resources';
 INSERT INTO swarm.alerts (rule, severity, value, threshold, cleared_at) VALUES ('slower', 'page', 51, 50, now())});
 
