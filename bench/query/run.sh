@@ -176,7 +176,7 @@ instructions() {
 		return 0
 	fi
 	local few=$((rows / 50)) plain="$BENCH_DIR/plain" port=$((PGPORT + 1)) times=4 counts="$BENCH_DIR/counts" rounds=3 r what
-	local join='SELECT sum(a.g + b.g) FROM b.few a JOIN b.few b ON a.id = b.id + 1' script
+	local join='SELECT sum(a.g + b.g) FROM b.few a JOIN b.few b ON a.id = b.id + 1'
 	[ -z "${BENCH_QUICK:-}" ] || rounds=1
 	declare -A statement=(
 		[1 sequential scan]='SELECT sum(length(t)) FROM b.few'
