@@ -17,7 +17,7 @@ CREATE TABLE swarm._rule (
     touched boolean NOT NULL DEFAULT false
 );
 -- What has come of it. Apart, so that a tick locks no rule that somebody wants
--- to switch off.
+-- to switch off. In no dump.
 CREATE TABLE swarm._rule_use (
     name text PRIMARY KEY REFERENCES swarm._rule ON DELETE CASCADE,
     acted bigint NOT NULL DEFAULT 0,
@@ -37,7 +37,6 @@ CREATE TABLE swarm._flag (
     percentage numeric NOT NULL CHECK (percentage BETWEEN 0 AND 100)
 );
 SELECT pg_catalog.pg_extension_config_dump('swarm._rule', 'WHERE touched');
-SELECT pg_catalog.pg_extension_config_dump('swarm._rule_use', 'WHERE name IN (SELECT name FROM swarm._rule WHERE touched)');
 SELECT pg_catalog.pg_extension_config_dump('swarm._optimizer', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._flag', '');
 
@@ -100,6 +99,16 @@ CREATE TRIGGER touched BEFORE INSERT OR UPDATE ON swarm._rule
     FOR EACH ROW EXECUTE FUNCTION swarm._touched();
 ALTER TABLE swarm._rule ENABLE ALWAYS TRIGGER touched;
 
+CREATE FUNCTION swarm._rule_added() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO swarm._rule_use (name) VALUES (NEW.name);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER added AFTER INSERT ON swarm._rule
+    FOR EACH ROW EXECUTE FUNCTION swarm._rule_added();
+ALTER TABLE swarm._rule ENABLE ALWAYS TRIGGER added;
+
 CREATE FUNCTION swarm.rule_create(name text, priority int, condition text, action text, params jsonb = '{}',
     enabled boolean = true, on_demand boolean = false)
 RETURNS void LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
@@ -123,7 +132,6 @@ BEGIN
     IF NOT FOUND THEN
         RAISE 'rule "%" already exists', name USING ERRCODE = 'duplicate_object';
     END IF;
-    INSERT INTO swarm._rule_use (name) VALUES (name);
 END $$;
 COMMENT ON FUNCTION swarm.rule_create IS 'add a rule: on queries that the condition matches, the action is done; runs with the rights of who creates it';
 

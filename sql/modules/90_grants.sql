@@ -91,7 +91,7 @@ REVOKE ALL ON FUNCTION swarm.experiment_assign(text, text, text[]), swarm.experi
     swarm.experiment_result(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.rollback_all() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._optimizer_changed() FROM PUBLIC;
-REVOKE ALL ON FUNCTION swarm._touched() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._touched(), swarm._rule_added() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._rule_model(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._temp_bytes(int) FROM PUBLIC;
 -- alerts are about the queries of all
