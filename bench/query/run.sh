@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Query control: from request to paused, what it costs unused, 100 queries at once, the optimizer's tick.
 #
-#   bench/run query [latency|cost|many|tick...]
+#   bench/run query [latency|cost|instructions|many|tick...]
 #
 # Works in the cluster that bench/run has started. ROUNDS [10], PAUSES of each kind of statement [200], TICK_SECONDS [30],
 # SESSIONS of part tick [1000]. Peers in the same run: pg_cancel_backend(), a server without the library, a scheduler without queries.
@@ -169,6 +169,84 @@ SQL
 	server_start ''
 }
 
+# --- instructions of the same kind, which no neighbour on the machine changes: valgrind counts those of a backend
+instructions() {
+	if ! command -v valgrind >/dev/null; then
+		echo "instructions: left out, there is no valgrind"
+		return 0
+	fi
+	local few=$((rows / 50)) plain="$BENCH_DIR/plain" port=$((PGPORT + 1)) times=4 counts="$BENCH_DIR/counts" rounds=3 r what
+	local join='SELECT sum(a.g + b.g) FROM b.few a JOIN b.few b ON a.id = b.id + 1'
+	[ -z "${BENCH_QUICK:-}" ] || rounds=1
+	declare -A statement=(
+		[1 sequential scan]='SELECT sum(length(t)) FROM b.few'
+		[2 index scan]='SET enable_seqscan = off; SET enable_bitmapscan = off; SELECT sum(length(t)) FROM b.few WHERE id > 0'
+		[3 hash join]="SET enable_mergejoin = off; SET enable_nestloop = off; $join"
+		[4 merge join]="SET enable_hashjoin = off; SET enable_nestloop = off; $join"
+		[5 nested loop]="SET enable_hashjoin = off; SET enable_mergejoin = off; $join"
+		[6 aggregate]='SELECT sum(s) FROM (SELECT g, sum(id) AS s FROM b.few GROUP BY g) x'
+		[7 insert, update, delete]='BEGIN; CREATE TEMP TABLE u ON COMMIT DROP AS SELECT id, g FROM b.few; UPDATE u SET g = g + 1; DELETE FROM u; COMMIT'
+		[8 PL/pgSQL loop]="DO \$\$ DECLARE x bigint := 0; BEGIN FOR i IN 1 .. $few LOOP x := x + i; END LOOP; END \$\$"
+		[9 PL/pgSQL loop with statements]="DO \$\$ DECLARE x bigint := 0; y text; BEGIN FOR i IN 1 .. $few / 10 LOOP SELECT t INTO y FROM b.few WHERE id = i; x := x + length(y); END LOOP; END \$\$"
+	)
+	sql -c "CREATE TABLE b.few AS SELECT * FROM b.big WHERE id <= $few" -c 'ALTER TABLE b.few ADD PRIMARY KEY (id)' -c 'VACUUM ANALYZE b.few' \
+		-c 'CREATE TABLE b.instructions (round int, arm text, what text, n bigint)' -c 'CHECKPOINT'
+	server_stop
+	cp -a "$PGDATA" "$plain"
+	mkdir "$counts"
+	chmod 777 "$counts"
+	printf '#!/bin/sh\nexec setarch -R valgrind --tool=cachegrind --cache-sim=no --cachegrind-out-file=/dev/null --log-file=%s/%%p "%s" "$@"\n' \
+		"$counts" "$(command -v postgres)" >"$BENCH_DIR/counted"
+	chmod 755 "$BENCH_DIR/counted"
+	(cd / && as_server pg_ctl -p "$BENCH_DIR/counted" -D "$PGDATA" -w -t 300 -l "$PGDATA/log" -o '-c autovacuum=off' start >/dev/null)
+	(cd / && as_server pg_ctl -p "$BENCH_DIR/counted" -D "$plain" -w -t 300 -l "$plain/log" \
+		-o "-p $port -c autovacuum=off -c shared_preload_libraries=''" start >/dev/null)
+	for v in plain preloaded controlled; do
+		count_of "$v" 'SELECT 1' >"$work/first" # the first session of a server writes the cache of catalogs
+	done
+	for r in $(seq "$rounds"); do
+		for what in "${!statement[@]}"; do
+			for v in $(shuf -e plain preloaded controlled); do
+				echo "INSERT INTO b.instructions VALUES ($r, '$v', '$what', $(count_of "$v" "${statement[$what]}"));"
+			done
+		done
+	done >"$work/instructions.sql"
+	(cd / && as_server pg_ctl -D "$plain" -m fast stop >/dev/null)
+	(cd / && as_server pg_ctl -D "$PGDATA" -m fast stop >/dev/null)
+	rm -rf "$plain"
+	server_start ''
+	sql -f "$work/instructions.sql"
+	echo "instructions of statements over $few rows, $rounds rounds, by valgrind:"
+	sql <<'SQL'
+SELECT format('  %s: %s million without the library; with it, session not controlled %s %%, controlled %s %% (spread of each: %s %%)', substr(what, 3),
+    round(plain / 1e6, 1), to_char((preloaded / plain - 1) * 100, 'FMSG990.000'), to_char((controlled / plain - 1) * 100, 'FMSG990.000'), round(spread * 100, 3))
+FROM (SELECT what, max(n) FILTER (WHERE arm = 'plain') AS plain, max(n) FILTER (WHERE arm = 'preloaded') AS preloaded,
+             max(n) FILTER (WHERE arm = 'controlled') AS controlled, max(spread) AS spread
+      FROM (SELECT what, arm, percentile_cont(0.5) WITHIN GROUP (ORDER BY n)::numeric AS n, (max(n) - min(n)) / avg(n) AS spread
+            FROM b.instructions GROUP BY what, arm) a GROUP BY what) s ORDER BY what;
+SQL
+}
+# count_of ARM SQL: those of one execution: a session with $times + 1 of them against one with one
+count_of() {
+	local one many control=off p=$PGPORT
+	[ "$1" != plain ] || p=$port
+	[ "$1" != controlled ] || control=on
+	export PGOPTIONS="-c jit=off -c max_parallel_workers_per_gather=0 -c pg_swarm.query_control=$control"
+	one=$(PGPORT=$p count_session 1 "$2")
+	many=$(PGPORT=$p count_session $((times + 1)) "$2")
+	echo $(((many - one) / times))
+}
+count_session() {
+	local pid
+	for _ in $(seq "$1"); do echo "$2;"; done >"$work/counted.sql"
+	pid=$(sql -c 'SELECT pg_backend_pid()' -c '\o /dev/null' -f "$work/counted.sql" | head -1)
+	for _ in $(seq 600); do
+		grep -q 'I *refs:' "$counts/$pid" && break
+		sleep 0.1
+	done
+	sed -n 's/,//g; s/.*I *refs: *//p' "$counts/$pid"
+}
+
 # --- 100 controlled queries at once, and whether actions succeed
 many() {
 	sql -c 'ALTER SYSTEM SET max_connections = 130'
@@ -233,6 +311,6 @@ scheduler_cpu() {
 	echo "  $1: $(sql -c "SELECT round(($(cut -d ' ' -f 1 "/proc/$pid/schedstat") - $before) / 1e7 / $tick, 3)") % of a core"
 }
 
-for part in "${@:-latency cost many tick}"; do
+for part in "${@:-latency cost instructions many tick}"; do
 	for p in $part; do "$p"; done
 done

@@ -270,6 +270,9 @@ AS $$
 DECLARE
     answer text;
 BEGIN
+    IF action IS NULL THEN
+        RAISE 'the action must not be null' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
     CASE action
         WHEN 'list' THEN
             RETURN jsonb_build_object('success', true, 'queries',

@@ -3,7 +3,7 @@
 -- src/query/README.md tells how rules run; docs/reference/queries.md the functions.
 
 -- owner: with whose rights condition and action run. on_demand: of
--- query_optimize(), not of the optimizer.
+-- query_optimize(), not of the optimizer. touched: not as the extension brings it.
 CREATE TABLE swarm._rule (
     name text PRIMARY KEY,
     owner regrole NOT NULL DEFAULT current_user::regrole,
@@ -13,10 +13,11 @@ CREATE TABLE swarm._rule (
     params jsonb NOT NULL DEFAULT '{}' CHECK (pg_catalog.jsonb_typeof(params) = 'object'),
     enabled boolean NOT NULL DEFAULT true,
     on_demand boolean NOT NULL DEFAULT false,
-    shipped boolean NOT NULL DEFAULT false
+    shipped boolean NOT NULL DEFAULT false,
+    touched boolean NOT NULL DEFAULT false
 );
 -- What has come of it. Apart, so that a tick locks no rule that somebody wants
--- to switch off.
+-- to switch off. In no dump.
 CREATE TABLE swarm._rule_use (
     name text PRIMARY KEY REFERENCES swarm._rule ON DELETE CASCADE,
     acted bigint NOT NULL DEFAULT 0,
@@ -24,23 +25,27 @@ CREATE TABLE swarm._rule_use (
     failed bigint NOT NULL DEFAULT 0,
     error text
 );
+-- No row: it was never started.
 CREATE TABLE swarm._optimizer (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     enabled boolean NOT NULL DEFAULT false,
-    period interval NOT NULL DEFAULT '5 s' CHECK (period >= interval '0.1 s')
+    period interval NOT NULL DEFAULT '5 s' CHECK (period BETWEEN interval '0.1 s' AND interval '1 year')
 );
-INSERT INTO swarm._optimizer DEFAULT VALUES;
 CREATE TABLE swarm._flag (
     name text PRIMARY KEY,
     enabled boolean NOT NULL,
     percentage numeric NOT NULL CHECK (percentage BETWEEN 0 AND 100)
 );
-SELECT pg_catalog.pg_extension_config_dump('swarm._rule', 'WHERE NOT shipped');
-SELECT pg_catalog.pg_extension_config_dump('swarm._rule_use', 'WHERE name IN (SELECT name FROM swarm._rule WHERE NOT shipped)');
+SELECT pg_catalog.pg_extension_config_dump('swarm._rule', 'WHERE touched');
+SELECT pg_catalog.pg_extension_config_dump('swarm._optimizer', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._flag', '');
 
-CREATE FUNCTION swarm._optimizer_changed() RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
+-- The scheduler looks at the optimizer when this commits, also after a restore.
+CREATE FUNCTION swarm._optimizer_changed() RETURNS trigger LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_optimizer_changed';
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE ON swarm._optimizer
+    FOR EACH STATEMENT EXECUTE FUNCTION swarm._optimizer_changed();
+ALTER TABLE swarm._optimizer ENABLE ALWAYS TRIGGER changed;
 CREATE FUNCTION swarm._rule_model(name text) RETURNS text LANGUAGE c STABLE STRICT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_rule_model';
 
@@ -79,6 +84,31 @@ INSERT INTO swarm._rule (name, owner, priority, condition, action, params, enabl
  'execute_command', '{"command": "SET work_mem = ''256MB''"}', false, false, true);
 INSERT INTO swarm._rule_use (name) SELECT name FROM swarm._rule;
 
+-- What an administrator has touched goes into a dump; a restored row takes the
+-- place of the one that CREATE EXTENSION has made.
+CREATE FUNCTION swarm._touched() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    NEW.touched := true;
+    IF TG_OP = 'INSERT' AND NEW.shipped THEN
+        EXECUTE format('DELETE FROM %s WHERE name = $1 AND NOT touched', TG_RELID::regclass) USING NEW.name;
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER touched BEFORE INSERT OR UPDATE ON swarm._rule
+    FOR EACH ROW EXECUTE FUNCTION swarm._touched();
+ALTER TABLE swarm._rule ENABLE ALWAYS TRIGGER touched;
+
+CREATE FUNCTION swarm._rule_added() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO swarm._rule_use (name) VALUES (NEW.name);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER added AFTER INSERT ON swarm._rule
+    FOR EACH ROW EXECUTE FUNCTION swarm._rule_added();
+ALTER TABLE swarm._rule ENABLE ALWAYS TRIGGER added;
+
 CREATE FUNCTION swarm.rule_create(name text, priority int, condition text, action text, params jsonb = '{}',
     enabled boolean = true, on_demand boolean = false)
 RETURNS void LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
@@ -97,9 +127,11 @@ BEGIN
     -- its names and types; what it does is looked at when it is used
     EXECUTE format(E'SELECT FROM swarm.queries q WHERE false AND (%s\n)', condition);
     INSERT INTO swarm._rule (name, priority, condition, action, params, enabled, on_demand)
-    VALUES (name, priority, condition, action, params, enabled, on_demand);
-    INSERT INTO swarm._rule_use (name) VALUES (name);
-    PERFORM swarm._optimizer_changed();
+    VALUES (name, priority, condition, action, params, enabled, on_demand)
+    ON CONFLICT ON CONSTRAINT _rule_pkey DO NOTHING;
+    IF NOT FOUND THEN
+        RAISE 'rule "%" already exists', name USING ERRCODE = 'duplicate_object';
+    END IF;
 END $$;
 COMMENT ON FUNCTION swarm.rule_create IS 'add a rule: on queries that the condition matches, the action is done; runs with the rights of who creates it';
 
@@ -130,15 +162,15 @@ CREATE FUNCTION swarm.optimizer_start(period interval = '5 s') RETURNS boolean
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF period IS NULL OR period < interval '0.1 s' THEN
-        RAISE 'the period of the optimizer must be at least 0.1 s' USING ERRCODE = 'invalid_parameter_value';
+    IF (period BETWEEN interval '0.1 s' AND interval '1 year') IS NOT TRUE THEN
+        RAISE 'the period of the optimizer must be between 0.1 s and 1 year' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    UPDATE swarm._optimizer o SET enabled = true, period = $1 WHERE NOT enabled;
+    INSERT INTO swarm._optimizer AS o (enabled, period) VALUES (true, $1)
+    ON CONFLICT ON CONSTRAINT _optimizer_pkey DO UPDATE SET enabled = true, period = EXCLUDED.period WHERE NOT o.enabled;
     IF NOT FOUND THEN
         RAISE WARNING 'the optimizer runs already';
         RETURN false;
     END IF;
-    PERFORM swarm._optimizer_changed();
     RETURN true;
 END $$;
 COMMENT ON FUNCTION swarm.optimizer_start IS 'let the scheduler apply the rules, once a period; false, with a warning, if it does already';
@@ -148,11 +180,7 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     UPDATE swarm._optimizer SET enabled = false WHERE enabled;
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
-    PERFORM swarm._optimizer_changed();
-    RETURN true;
+    RETURN FOUND;
 END $$;
 COMMENT ON FUNCTION swarm.optimizer_stop IS 'stop applying the rules; false if it did not';
 
@@ -160,9 +188,9 @@ CREATE FUNCTION swarm.optimizer_status() RETURNS jsonb
 LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
 AS $$ SELECT jsonb_build_object('isMonitoring', o.enabled, 'interval', o.period,
     'rulesCount', (SELECT count(*) FROM swarm._rule WHERE enabled AND NOT on_demand),
-    'rules', (SELECT jsonb_agg(to_jsonb(r) - 'shipped' || to_jsonb(u) ORDER BY r.priority DESC, r.name)
+    'rules', (SELECT jsonb_agg(to_jsonb(r) - '{shipped,touched}'::text[] || to_jsonb(u) ORDER BY r.priority DESC, r.name)
               FROM swarm._rule r JOIN swarm._rule_use u USING (name)))
-    FROM swarm._optimizer o $$;
+    FROM (SELECT coalesce(bool_or(enabled), false) AS enabled, coalesce(max(period), '5 s') AS period FROM swarm._optimizer) o $$;
 COMMENT ON FUNCTION swarm.optimizer_status IS 'whether rules are applied, how often, and the rules with what they have done';
 
 CREATE FUNCTION swarm.query_optimize(id bigint) RETURNS text
@@ -199,8 +227,89 @@ COMMENT ON FUNCTION swarm.flag_enabled IS 'is a feature on for this key; false f
 
 CREATE FUNCTION swarm.flag_variant(name text, key text, variants text[] = '{a,b}') RETURNS text
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT variants[1 + (hashtextextended(key, hashtext(name)::bigint << 1) & 9007199254740991) % cardinality(variants)] $$;
+AS $$ SELECT v FROM unnest(variants) WITH ORDINALITY u(v, n)
+      WHERE n = 1 + (hashtextextended(key, hashtext(name)::bigint << 1) & 9007199254740991) % cardinality(variants) $$;
 COMMENT ON FUNCTION swarm.flag_variant IS 'the variant of an experiment for a key: always the same, evenly spread';
+
+-- Which variant of an experiment somebody was given, and what came of it.
+CREATE TABLE swarm._exposure (
+    experiment text,
+    key text,
+    variant text NOT NULL,
+    assigned_at timestamptz NOT NULL DEFAULT swarm._now(),
+    outcome float8,
+    PRIMARY KEY (experiment, key)
+);
+SELECT pg_catalog.pg_extension_config_dump('swarm._exposure', '');
+
+-- swarm.experiment_assign(experiment, key, variants): what was assigned to a key
+-- stays, also when the variants change. Errors: 22004, 22023 no variants.
+CREATE FUNCTION swarm.experiment_assign(experiment text, key text, variants text[] = '{a,b}') RETURNS text
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+    assigned text;
+BEGIN
+    IF num_nulls(experiment, key, variants) > 0 OR array_position(variants, NULL) IS NOT NULL THEN
+        RAISE 'no argument of experiment_assign() may be null' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    IF cardinality(variants) = 0 THEN
+        RAISE 'an experiment needs variants' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    LOOP
+        SELECT e.variant INTO assigned FROM swarm._exposure e WHERE e.experiment = experiment AND e.key = key;
+        EXIT WHEN FOUND;
+        INSERT INTO swarm._exposure (experiment, key, variant)
+        VALUES (experiment, key, swarm.flag_variant(experiment, key, variants))
+        ON CONFLICT ON CONSTRAINT _exposure_pkey DO NOTHING RETURNING variant INTO assigned;
+        EXIT WHEN FOUND;
+    END LOOP;
+    RETURN assigned;
+END $$;
+COMMENT ON FUNCTION swarm.experiment_assign IS 'the variant of an experiment for a key, as flag_variant, and remember it';
+
+-- swarm.experiment_outcome(experiment, key, outcome): the last one counts.
+-- Errors: 22004, 22023 not finite, 42704 never assigned.
+CREATE FUNCTION swarm.experiment_outcome(experiment text, key text, outcome float8) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+BEGIN
+    IF num_nulls(experiment, key, outcome) > 0 THEN
+        RAISE 'no argument of experiment_outcome() may be null' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    IF outcome IN ('NaN', 'Infinity', '-Infinity') THEN
+        RAISE 'an outcome must be a finite number' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    UPDATE swarm._exposure e SET outcome = outcome WHERE e.experiment = experiment AND e.key = key;
+    IF NOT FOUND THEN
+        RAISE 'experiment "%" has no key "%"', experiment, key USING ERRCODE = 'undefined_object',
+            HINT = 'Keys are assigned by swarm.experiment_assign().';
+    END IF;
+END $$;
+COMMENT ON FUNCTION swarm.experiment_outcome IS 'what came of the variant that a key was given: a number that is compared, such as seconds or 0 and 1';
+
+-- swarm.experiment_result(experiment): its variants, each beside the first one by name. confidence: how
+-- sure it is, from 0 to 1, that the means differ: Welch's test with the normal distribution, whose
+-- integral is Abramowitz and Stegun's 7.1.26 (to 1.5e-7). NULL below 30 outcomes on a side.
+CREATE FUNCTION swarm.experiment_result(experiment text, OUT variant text, OUT keys bigint, OUT outcomes bigint,
+    OUT mean float8, OUT stddev float8, OUT difference float8, OUT confidence float8)
+RETURNS SETOF record LANGUAGE sql STABLE PARALLEL SAFE ROWS 2 SET search_path = pg_catalog, pg_temp
+AS $$
+WITH v AS (
+    SELECT e.variant, count(*) AS keys, count(e.outcome) AS n, avg(e.outcome) AS mean, stddev_samp(e.outcome) AS stddev
+    FROM swarm._exposure e WHERE e.experiment = $1 GROUP BY e.variant),
+c AS (
+    SELECT v.*, v.mean - f.mean AS difference, v.variant <> f.variant AND v.n >= 30 AND f.n >= 30 AS enough,
+           sqrt(v.stddev ^ 2 / v.n + f.stddev ^ 2 / f.n) AS error
+    FROM v, (SELECT * FROM v ORDER BY variant COLLATE "C" LIMIT 1) f),
+z AS (
+    SELECT c.*, CASE WHEN error > 0 THEN least(abs(difference) / error, 30) WHEN difference <> 0 THEN 30 ELSE 0 END / sqrt(2::float8) AS z FROM c)
+SELECT variant, keys, n, mean, stddev, difference,
+       CASE WHEN enough THEN greatest(0, 1 - ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t * exp(-(z * z))) END
+FROM z, LATERAL (SELECT 1 / (1 + 0.3275911 * z) AS t) x ORDER BY variant COLLATE "C" $$;
+COMMENT ON FUNCTION swarm.experiment_result IS 'outcomes of an experiment by variant, the difference to the first variant by name, and how sure it is';
 
 -- Who has one of these rows locked is not waited for: an error says so at once.
 CREATE FUNCTION swarm.rollback_all() RETURNS jsonb
@@ -216,7 +325,6 @@ BEGIN
     GET DIAGNOSTICS flags = ROW_COUNT;
     UPDATE swarm._rule SET enabled = false WHERE enabled;
     GET DIAGNOSTICS rules = ROW_COUNT;
-    PERFORM swarm._optimizer_changed();
     answer := jsonb_build_object('rollback_all', true, 'flags', flags, 'rules', rules);
     PERFORM pg_notify('swarm_events', answer::text);
     RETURN answer;

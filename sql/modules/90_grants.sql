@@ -87,10 +87,16 @@ REVOKE ALL ON FUNCTION swarm.optimizer_start(interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.optimizer_stop() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.optimizer_status() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.flag_set(text, boolean, numeric) FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm.experiment_assign(text, text, text[]), swarm.experiment_outcome(text, text, float8),
+    swarm.experiment_result(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.rollback_all() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._optimizer_changed() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._touched(), swarm._rule_added() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._rule_model(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._temp_bytes(int) FROM PUBLIC;
+-- alerts are about the queries of all
+GRANT SELECT ON swarm.alert_rules, swarm.alerts TO pg_monitor;
+REVOKE ALL ON FUNCTION swarm._alert_values(), swarm._alert_check() FROM PUBLIC;
 
 -- schedule: rows are their owners' (row-level security); pg_cron has grants
 -- of its own.

@@ -315,9 +315,11 @@ extern void swarm_query_check_mode(const char *mode);
 extern void swarm_query_enqueue_turn(const SwarmQueryRow *row);
 extern char *swarm_query_resolve_model(const char *name);
 
-/* query_watch.c, query_rule.c: the scheduler's part. */
+/* query_watch.c, query_rule.c, query_alert.c: the scheduler's part. */
 extern void swarm_query_watch_init(void);
 extern void swarm_rule_init(void);
+extern bool swarm_rule_running(void);	/* is the optimizer on? */
+extern void swarm_query_alert_init(void);
 
 /* Settings. */
 extern bool swarm_query_control;

@@ -14,7 +14,7 @@
  * A node boundary is a safe place: no lock of the server's internals is held
  * (the interrupt holdoff counters say so), and whatever can be called from an
  * expression may be done there.  Loops of PL/pgSQL that run no plan come by
- * through the plugin hook of the language.
+ * through the plugin hook of the language, which the handler sets too.
  */
 #include "postgres.h"
 
@@ -38,6 +38,8 @@
 #include "base/fault.h"
 #include "query/query_int.h"
 
+#define FEW_NODES	8			/* what a frame has room for by itself */
+
 /* The nodes of a statement under way; they nest. */
 typedef struct Frame
 {
@@ -48,6 +50,8 @@ typedef struct Frame
 	ExecProcNodeMtd *methods;	/* what stood there, while `armed` */
 	volatile sig_atomic_t armed;
 	MemoryContextCallback end;
+	PlanState  *few_nodes[FEW_NODES];
+	ExecProcNodeMtd few_methods[FEW_NODES];
 } Frame;
 
 static Frame *volatile top = NULL;
@@ -56,6 +60,7 @@ static const char *volatile utility = NULL; /* a utility command runs */
 static ExecutorStart_hook_type previous_start = NULL;
 static ProcessUtility_hook_type previous_utility = NULL;
 static struct sigaction previous_signal;
+static PLpgSQL_plugin **plugin_place;	/* where the language looks */
 static PLpgSQL_plugin plugin;
 static PLpgSQL_plugin *previous_plugin = NULL;
 
@@ -101,21 +106,22 @@ void
 swarm_query_listen(void)
 {
 	static bool done = false;
-	PLpgSQL_plugin **place;
 
 	if (done)
 		return;
 	done = true;
+	plugin_place = (PLpgSQL_plugin **) find_rendezvous_variable("PLpgSQL_plugin");
+	previous_plugin = *plugin_place;
+	plugin.stmt_beg = plugin_begin;
+	if (previous_plugin != NULL)
+	{
+		plugin = *previous_plugin;
+		plugin.func_setup = plugin_setup;
+		plugin.stmt_beg = plugin_begin;
+		*plugin_place = &plugin;
+	}
 	sigaction(SIGUSR2, NULL, &previous_signal);
 	pqsignal(SIGUSR2, on_signal);
-
-	place = (PLpgSQL_plugin **) find_rendezvous_variable("PLpgSQL_plugin");
-	previous_plugin = *place;
-	if (previous_plugin != NULL)
-		plugin = *previous_plugin;
-	plugin.func_setup = previous_plugin != NULL ? plugin_setup : NULL;
-	plugin.stmt_beg = plugin_begin;
-	*place = &plugin;
 }
 
 /* ------------------------------------------------------------------------
@@ -162,16 +168,21 @@ arm(void)
 			f->nodes[i]->ExecProcNode = stop_here;
 		f->armed = true;
 	}
+	if (*plugin_place == NULL)
+		*plugin_place = &plugin;
 	arming = false;
 }
 
 /*
  * disarm: a node that was called for the first time has replaced our function
- * itself, and is left alone.
+ * itself, and is left alone.  A signal in the middle may not arm what we have
+ * not come to: whoever calls this looks for wishes afterwards, by hold().
  */
 static void
 disarm(void)
 {
+	if (previous_plugin == NULL && *plugin_place == &plugin)
+		*plugin_place = NULL;
 	for (Frame *f = top; f != NULL; f = f->outer)
 	{
 		if (!f->armed)
@@ -452,13 +463,17 @@ start(QueryDesc *desc, int flags)
 		return;
 
 	old = MemoryContextSwitchTo(desc->estate->es_query_cxt);
-	frame = palloc0(sizeof(Frame));
-	frame->room = 16;
-	frame->nodes = palloc(frame->room * sizeof(PlanState *));
+	frame = palloc(sizeof(Frame));	/* small statements come by the million */
+	frame->n = 0;
+	frame->room = FEW_NODES;
+	frame->nodes = frame->few_nodes;
+	frame->methods = frame->few_methods;
+	frame->armed = false;
 	(void) collect(desc->planstate, frame);
 	foreach(lc, desc->estate->es_subplanstates)
 		(void) collect(lfirst(lc), frame);
-	frame->methods = palloc(frame->n * sizeof(ExecProcNodeMtd));
+	if (frame->n > FEW_NODES)
+		frame->methods = palloc(frame->n * sizeof(ExecProcNodeMtd));
 	frame->outer = top;
 	frame->end.func = end_frame;
 	frame->end.arg = frame;
@@ -479,10 +494,17 @@ collect(PlanState *node, void *arg)
 		return false;
 	if (frame->n == frame->room)
 	{
+		PlanState **more = palloc(2 * frame->room * sizeof(PlanState *));
+
+		memcpy(more, frame->nodes, frame->room * sizeof(PlanState *));
+		frame->nodes = more;
 		frame->room *= 2;
-		frame->nodes = repalloc(frame->nodes, frame->room * sizeof(PlanState *));
 	}
 	frame->nodes[frame->n++] = node;
+	/* what small statements are made of, and what has nothing below it */
+	if ((IsA(node, IndexScanState) || IsA(node, SeqScanState)) &&
+		node->initPlan == NIL && node->subPlan == NIL)
+		return false;
 	return planstate_tree_walker(node, collect, arg);
 }
 
@@ -596,13 +618,20 @@ plugin_setup(PLpgSQL_execstate *estate, PLpgSQL_function *func)
 		previous_plugin->func_setup(estate, func);
 }
 
+/*
+ * plugin_begin: before each statement, from when we were armed; always where
+ * there was a plugin before ours.
+ */
 static void
 plugin_begin(PLpgSQL_execstate *estate, PLpgSQL_stmt *stmt)
 {
-	if (unlikely(swarm_query_me != NULL &&
-				 pg_atomic_read_u32(&swarm_query_me->request) != 0) &&
-		safe_here())
+	bool		asked = swarm_query_me != NULL && pg_atomic_read_u32(&swarm_query_me->request) != 0;
+
+	if ((asked || previous_plugin == NULL) && safe_here())
+	{
+		disarm();
 		hold("PL/pgSQL");
+	}
 	if (previous_plugin != NULL && previous_plugin->stmt_beg)
 		previous_plugin->stmt_beg(estate, stmt);
 }

@@ -55,7 +55,8 @@ static void note(const Rule *rules, int n);
 static bool contains(const int64 *ids, int n, int64 id);
 
 static TimestampTz next_tick = DT_NOEND;
-static uint32 seen = 0;			/* changes of rows that we have looked at */
+static uint32 seen = PG_UINT32_MAX; /* changes of rows that we have looked at;
+									 * at first, none */
 
 /* A step of its own: what fails here does not keep news from being written. */
 static SwarmStep step = {
@@ -68,6 +69,12 @@ void
 swarm_rule_init(void)
 {
 	swarm_step_register(&step);
+}
+
+bool
+swarm_rule_running(void)
+{
+	return !TIMESTAMP_IS_NOEND(next_tick);
 }
 
 static TimestampTz
@@ -375,7 +382,7 @@ note(const Rule *rules, int n)
 }
 
 /*
- * swarm._optimizer_changed() returns void: the scheduler shall look at the
+ * swarm._optimizer_changed() returns trigger: the scheduler shall look at the
  * optimizer's row, at commit.
  */
 SWARM_FUNCTION(swarm_optimizer_changed);
@@ -383,7 +390,7 @@ Datum
 swarm_optimizer_changed(PG_FUNCTION_ARGS)
 {
 	swarm_query_watch();
-	PG_RETURN_VOID();
+	PG_RETURN_POINTER(NULL);
 }
 
 /*

@@ -122,7 +122,8 @@ swarm_query_copy_text(char *to, const char *from, Size size)
 }
 
 /*
- * swarm_query_prune: what has ended goes with the history of jobs.
+ * swarm_query_prune: what has ended, and alerts that are over, go with the
+ * history of jobs.
  */
 void
 swarm_query_prune(TimestampTz before)
@@ -135,6 +136,7 @@ swarm_query_prune(TimestampTz before)
 	swarm_spi_execute("WITH gone AS (DELETE FROM swarm._query WHERE id IN ("
 					  "SELECT id FROM swarm._query q WHERE q.finished_at < $1 FOR UPDATE SKIP LOCKED) RETURNING id) "
 					  "DELETE FROM swarm._query_event e USING gone WHERE e.query = gone.id", 1, types, values, NULL);
+	swarm_spi_execute("DELETE FROM swarm.alerts WHERE cleared_at < $1", 1, types, values, NULL);
 	swarm_spi_end(&spi);
 }
 
@@ -147,13 +149,14 @@ swarm_query_move(SwarmQueryRow *row, SwarmQueryEvent event, Oid actor, const cha
 	SwarmSpi	spi;
 	SwarmQueryState from = row->state;
 	TimestampTz now = swarm_now();
-	Oid			types[] = {INT8OID, TEXTOID, TIMESTAMPTZOID};
-	Datum		values[3];
+	Oid			types[] = {INT8OID, TEXTOID, TIMESTAMPTZOID, TEXTOID};
+	Datum		values[4];
 
 	row->state = swarm_query_require(from, event, row->id);
 	values[0] = Int64GetDatum(row->id);
 	values[1] = CStringGetTextDatum(swarm_query_state_name(row->state));
 	values[2] = TimestampTzGetDatum(now);
+	values[3] = detail ? CStringGetTextDatum(detail) : (Datum) 0;
 	swarm_spi_begin(&spi);
 	swarm_spi_execute("UPDATE swarm._query SET state = $2::swarm.query_state, "
 					  "started_at = CASE WHEN $2 = 'running' THEN coalesce(started_at, $3) ELSE started_at END, "
@@ -163,8 +166,9 @@ swarm_query_move(SwarmQueryRow *row, SwarmQueryEvent event, Oid actor, const cha
 					  "paused_at = CASE WHEN $2 = 'paused' THEN $3 ELSE paused_at END, "
 					  "resumed_at = CASE WHEN state = 'paused' AND $2 = 'running' THEN $3 ELSE resumed_at END, "
 					  "finished_at = CASE WHEN $2 IN ('complete', 'terminated', 'error') THEN $3 END, "
+					  "error = CASE WHEN $2 = 'error' THEN coalesce(error, $4) ELSE error END, "
 					  "wanted = CASE WHEN $2 IN ('complete', 'terminated', 'error') THEN 'run' ELSE wanted END "
-					  "WHERE id = $1", 3, types, values, NULL);
+					  "WHERE id = $1", 4, types, values, detail ? NULL : "   n");
 	swarm_spi_end(&spi);
 	swarm_query_log(row->id, now, actor, event, from, row->state, detail);
 	swarm_query_ring(row->id);

@@ -54,6 +54,7 @@ swarm_query_watch_init(void)
 {
 	swarm_step_register(&step);
 	swarm_rule_init();
+	swarm_query_alert_init();
 }
 
 /*

@@ -92,6 +92,39 @@ SELECT swarm.rule_create('list', 1, 'true', 'pause', '[]');
 SELECT count(*) BETWEEN 4800 AND 5200 AS half, bool_and(swarm.flag_variant('exp', i::text) = swarm.flag_variant('exp', i::text)) AS stable
 FROM generate_series(1, 10000) i WHERE swarm.flag_variant('exp', i::text) = 'a';
 SELECT DISTINCT swarm.flag_variant('exp', i::text, '{red,green,blue}') AS variant FROM generate_series(1, 100) i ORDER BY 1;
+SELECT swarm.flag_variant('exp', 'k', '{}') IS NULL AS none, swarm.flag_variant('exp', 'k', '[5:6]={a,b}') = swarm.flag_variant('exp', 'k') AS same,
+    swarm.flag_variant('exp', 'k', '{{a,b},{c,d}}') IS NOT NULL AS any;
+
+-- an experiment: what was assigned stays; c is better than a by a tenth of its spread, b is the same
+SELECT swarm.experiment_assign('query_rules', 'k1') = swarm.flag_variant('query_rules', 'k1') AS assigned,
+    swarm.experiment_assign('query_rules', 'k1', '{x}') = swarm.flag_variant('query_rules', 'k1') AS stays;
+SELECT swarm.experiment_outcome('query_rules', 'k1', 1), swarm.experiment_outcome('query_rules', 'k1', 2);
+SELECT keys, outcomes, mean, stddev, difference, confidence FROM swarm.experiment_result('query_rules');
+INSERT INTO swarm._exposure (experiment, key, variant, outcome)
+SELECT 'query_rules-abc', v || i, v, CASE WHEN i <= n THEN i % 2 + shift END
+FROM (VALUES ('a', 1000, 0), ('b', 1000, 0.0), ('c', 1000, 0.05), ('d', 29, 5), ('e', 1000, 5)) x (v, n, shift), generate_series(1, 1010) i;
+SELECT variant, keys, outcomes, round(mean::numeric, 4) AS mean, round(stddev::numeric, 4) AS stddev, round(difference::numeric, 4) AS difference,
+    round(confidence::numeric, 4) AS confidence FROM swarm.experiment_result('query_rules-abc');
+UPDATE swarm._exposure SET outcome = 7 WHERE experiment = 'query_rules-abc';
+SELECT variant, stddev, difference, round(confidence::numeric, 4) AS confidence FROM swarm.experiment_result('query_rules-abc') WHERE variant < 'c';
+SELECT * FROM swarm.experiment_result('none');
+SELECT swarm.experiment_outcome('query_rules', 'k2', 1);
+SELECT swarm.experiment_outcome('query_rules', 'k1', 'NaN');
+SELECT swarm.experiment_outcome('query_rules', 'k1', NULL);
+SELECT swarm.experiment_assign('query_rules', NULL);
+SELECT swarm.experiment_assign('query_rules', 'k2', '{}');
+SELECT swarm.experiment_assign('query_rules', 'k2', '{a,NULL}');
+SET ROLE pg_monitor;
+SELECT swarm.experiment_result('query_rules');
+RESET ROLE;
+DELETE FROM swarm._exposure WHERE experiment LIKE 'query_rules%';
+
+-- what cannot be
+SELECT swarm.query_control(NULL, 1);
+SELECT swarm.optimizer_start('2 years');
+SELECT swarm.rule_create('query_rules-twice', 1, 'false', 'pause');
+SELECT swarm.rule_create('query_rules-twice', 1, 'false', 'pause');
+SELECT swarm.rule_drop('query_rules-twice');
 
 -- all off
 SELECT r->'rollback_all' AS done, (r->>'rules')::int > 5 AS rules, (r->>'flags')::int >= 1 AS flags FROM swarm.rollback_all() r;

@@ -24,7 +24,13 @@ SELECT * FROM swarm._handler ORDER BY id;
 SELECT id, state, attempts FROM swarm.jobs ORDER BY id, state;
 SELECT last_value, is_called FROM swarm._job_id_seq;
 SELECT last_value, is_called FROM swarm._queue_id_seq;
-SELECT last_value, is_called FROM swarm._handler_id_seq};
+SELECT last_value, is_called FROM swarm._handler_id_seq;
+SELECT name, owner, priority, condition, action, params, enabled, on_demand, shipped, touched FROM swarm._rule ORDER BY name;
+SELECT name FROM swarm._rule_use ORDER BY name;
+SELECT enabled, period FROM swarm._optimizer;
+SELECT * FROM swarm.alert_rules ORDER BY name;
+SELECT * FROM swarm.alerts ORDER BY id;
+SELECT * FROM swarm._exposure ORDER BY key};
 
 sub max_runners
 {
@@ -37,6 +43,15 @@ sub max_runners
 }
 
 sub dump_all { return $node->safe_psql($_[0], $all) }
+
+# What an administrator has set: one rule of ours is off, another on, one is his.
+$node->safe_psql('postgres', q{
+SELECT swarm.rule_enable('runaway-query-termination', false), swarm.rule_enable('spill-work-mem');
+SELECT swarm.rule_create('mine', 20, 'false', 'pause'), swarm.optimizer_start('7 s');
+UPDATE swarm.alert_rules SET threshold = 50 WHERE name = 'slower';
+SELECT swarm.experiment_assign('shown', 'k' || i) FROM generate_series(1, 3) i;
+UPDATE swarm.alert_rules SET enabled = false WHERE name = 'resources';
+INSERT INTO swarm.alerts (rule, severity, value, threshold, cleared_at) VALUES ('slower', 'page', 51, 50, now())});
 
 # Finished ones first, on three days; then nothing runs any more.
 work_table($node);
@@ -93,6 +108,9 @@ for my $format (qw(plain custom directory))
 	poll_ok($node, workers($db, 'scheduler'), "$format: it is served", '1');
 	is($node->safe_psql($db, q{SELECT ok FROM swarm.health() WHERE name = 'jobs released'}), 'f', "$format: its jobs are held, health() says so");
 	is($node->safe_psql('postgres', $all), $before, "$format: the first database is as before");
+	is( $node->safe_psql($db, q{SELECT string_agg(name || ' ' || enabled, ', ' ORDER BY name) FROM swarm._rule WHERE touched}),
+		'mine true, runaway-query-termination false, spill-work-mem true', "$format: rules are as the administrator has set them");
+	is( $node->safe_psql($db, q{SELECT s->'isMonitoring', s->'interval' FROM swarm.optimizer_status() s}), 'true|"00:00:07"', "$format: so is the optimizer");
 }
 is($node->safe_psql('postgres', 'SELECT count(*) FROM work') , $node->safe_psql('copy_plain', 'SELECT count(*) FROM work'), 'nothing has run meanwhile');
 

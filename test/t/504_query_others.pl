@@ -23,6 +23,11 @@ sub background
 	return $id;
 }
 
+# who loses his process hears why
+my $lost = $node->safe_psql('postgres', q{SELECT swarm.query_start('sql', 'SELECT pg_terminate_backend(pg_backend_pid())')});
+is($node->safe_psql('postgres', "SELECT swarm.query_wait($lost)"), 'error', 'a statement that ends its process');
+is($node->safe_psql('postgres', "SELECT error FROM swarm.queries WHERE id = $lost"), 'the worker that ran the job was lost', '... and what its row says');
+
 # ---------------------------------------------------------------------------
 # Locked rows
 # ---------------------------------------------------------------------------
