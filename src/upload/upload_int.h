@@ -219,7 +219,7 @@ struct SwarmUpload
 	int			top;			/* those from it on have not been opened */
 	int			unfinished;
 	int			open;			/* neither waiting nor finished */
-	bool		idle;			/* the network did nothing in a while */
+	int64		idle_ms;		/* waited for the network without an event */
 	bool		cancelled;
 	bool		in_transaction; /* the caller's, that is not left */
 	int			place;			/* in shared memory, or -1 */
