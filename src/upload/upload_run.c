@@ -209,7 +209,8 @@ one_turn(SwarmUpload *upload)
 	if (swarm_net_turn(most))
 		upload->idle_ms = 0;
 	else
-		upload->idle_ms += swarm_net_ms() - began;	/* it ends early for curl's timers */
+		upload->idle_ms += swarm_net_ms() - began;	/* it ends early for
+													 * curl's timers */
 	while ((request = swarm_net_next()) != NULL)
 	{
 		upload->idle_ms = 0;
