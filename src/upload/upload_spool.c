@@ -104,9 +104,10 @@ static void
 pool_shrink(void)
 {
 	char	   *rest = (char *) TYPEALIGN(HUGE_PAGE, pool + POOL_KEPT * BLOCK_STRIDE);
+	char	   *end = (char *) TYPEALIGN(HUGE_PAGE, pool + pool_made * BLOCK_STRIDE);
 
-	if (pool + pool_made * BLOCK_STRIDE > rest)
-		(void) madvise(rest, pool + pool_made * BLOCK_STRIDE - rest, MADV_DONTNEED);
+	if (end > rest)
+		(void) madvise(rest, end - rest, MADV_DONTNEED);
 	pool_made = 0;
 	pool_nfree = 0;
 }
