@@ -264,7 +264,7 @@ def page():
              f'- versions: {version}, SDK {sdk} on node {node}, curl {curl}, Ceph {ceph} (gateway and memory store on the same machine)',
              '- from the SQL call to the result; fsync on. *columns*: `swarm.from_column`; *bytea*: the files are arguments, and stored',
              '- *crc32c*: the server\'s option sign_payload is false and the batch\'s checksum is crc32c; all others, SDK and libcurl too, sign the SHA-256 of the body',
-             '- SDK and libcurl have the bytes in memory already; *SDK, from the rows* has them from the rows that *columns* reads, by pg, '
+             '- SDK and libcurl have the bytes in memory already; *SDK, from the rows* has them from the rows that *columns* reads, by node-postgres, '
              'and its CPU is that of node and of its backend; rclone is a whole process', '', '## What was promised', '',
              '| what | median | spread | wanted | kept |', '|---|---:|---:|---:|---|']
     ours = 'swarm, columns'
