@@ -173,6 +173,7 @@ def compare(delay, files, size, serial, n=None):
     if size * files <= 10 << 20:
         engines['swarm, bytea'] = swarm('bytea', server)
     if size > 1 << 20:
+        engines['SDK, from the rows'] = tool(['node', 'sdk.mjs', 'db'])
         engines['swarm, files'] = swarm('file', server)
         engines['swarm, columns, crc32c'] = swarm('column', server + 'u', '{"checksum": "crc32c"}')
         engines['swarm, files, crc32c'] = swarm('file', server + 'u', '{"checksum": "crc32c"}')
@@ -263,7 +264,8 @@ def page():
              f'- versions: {version}, SDK {sdk} on node {node}, curl {curl}, Ceph {ceph} (gateway and memory store on the same machine)',
              '- from the SQL call to the result; fsync on. *columns*: `swarm.from_column`; *bytea*: the files are arguments, and stored',
              '- *crc32c*: the server\'s option sign_payload is false and the batch\'s checksum is crc32c; all others, SDK and libcurl too, sign the SHA-256 of the body',
-             '- SDK and libcurl have the bytes in memory already; rclone is a whole process', '', '## What was promised', '',
+             '- SDK and libcurl have the bytes in memory already; *SDK, from the rows* has them from the rows that *columns* reads, by node-postgres, '
+             'and its CPU is that of node and of its backend; rclone is a whole process', '', '## What was promised', '',
              '| what | median | spread | wanted | kept |', '|---|---:|---:|---:|---|']
     ours = 'swarm, columns'
 
@@ -283,8 +285,11 @@ def page():
     promise(f'{large}: ours ÷ SDK', ratio(large, ours, 'SDK, allSettled'), '≤ 1', lambda x: x <= 1)
     promise(f'{many}: ours ÷ libcurl', ratio(many, ours, 'libcurl, 20 at a time'), '≤ 1.3', lambda x: x <= 1.3)
     big = '20 x 5120 KB, 0 ms, CPU for 500 MB'
-    for o in (ours, 'swarm, files', 'swarm, columns, crc32c', 'swarm, files, crc32c'):
-        promise(f'CPU for 500 MB, all processes of the server: {o} ÷ SDK', ratio(big, o, 'SDK, allSettled'), '≤ 0.5', lambda x: x <= 0.5)
+    promise(f'{large}: ours ÷ SDK, from the rows', ratio(large, ours, 'SDK, from the rows'), '≤ 1', lambda x: x <= 1)
+    for o, peer in ((ours, 'SDK, from the rows'), ('swarm, columns, crc32c', 'SDK, from the rows'), (ours, 'SDK, allSettled'),
+                    ('swarm, columns, crc32c', 'SDK, allSettled'), ('swarm, files', 'SDK, allSettled'), ('swarm, files, crc32c', 'SDK, allSettled'),
+                    ('libcurl, 20 at a time', 'SDK, allSettled')):
+        promise(f'CPU for 500 MB, all processes of the server: {o} ÷ {peer}', ratio(big, o, peer), '≤ 0.5', lambda x: x <= 0.5)
     for m in ('memory of the runner above idle, 20 x 5 MB', 'memory of the runner above idle, 500 x 100 KB'):
         promise(m + ', MB', spread(ours, m), '≤ 40', lambda x: x <= 40)
     for name in dict.fromkeys(r['measure'] for r in rows):

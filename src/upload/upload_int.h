@@ -71,6 +71,8 @@ typedef struct SwarmSpool
 /* With a codec, which the spool frees, what is written passes through it. */
 extern SwarmSpool *swarm_spool_create(MemoryContext context, int64 limit, SwarmCodec *codec);
 extern void swarm_spool_write(SwarmSpool *spool, const char *data, size_t length);
+extern struct varlena *swarm_spool_varlena(SwarmSpool *spool);
+extern void swarm_spool_filled(SwarmSpool *spool, size_t length);
 extern void swarm_spool_copy(SwarmSpool *spool, int fd, int64 length);
 extern void swarm_spool_finish(SwarmSpool *spool, SwarmNetBody *body);
 extern void swarm_spool_to_file(SwarmSpool *spool);
@@ -219,7 +221,7 @@ struct SwarmUpload
 	int			top;			/* those from it on have not been opened */
 	int			unfinished;
 	int			open;			/* neither waiting nor finished */
-	bool		idle;			/* the network did nothing in a while */
+	int64		idle_ms;		/* waited for the network without an event */
 	bool		cancelled;
 	bool		in_transaction; /* the caller's, that is not left */
 	int			place;			/* in shared memory, or -1 */

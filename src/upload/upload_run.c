@@ -29,7 +29,7 @@
 #define PROGRESS_MS		50
 #define AWAIT_MS		5000	/* for an id, when all is given up */
 #define TURN_MS			1000
-#define IDLE_MS			50		/* without an event the network is idle */
+#define IDLE_MS			250		/* without an event the network is idle */
 #define OPEN_BYTES		(8 * 1024 * 1024)	/* are read between two turns */
 #define SEARCHES		3		/* for what lost runs have begun */
 
@@ -74,6 +74,7 @@ const SwarmFileEdge swarm_upload_edges[] = {
 const int	swarm_upload_nedges = lengthof(swarm_upload_edges);
 
 static void one_turn(SwarmUpload *upload);
+static bool is_idle(const SwarmUpload *upload);
 static void advance(SwarmUpload *upload);
 static bool needs_transaction(SwarmUpload *upload);
 static SwarmUploadFile *next_to_open(SwarmUpload *upload);
@@ -136,7 +137,7 @@ swarm_upload_run(SwarmUpload *upload)
 	upload->open = 0;
 	upload->first = 0;
 	upload->top = 0;
-	upload->idle = false;
+	upload->idle_ms = 0;
 	for (int i = 0; i < upload->nfiles; i++)
 	{
 		SwarmUploadFile *file = &upload->files[i];
@@ -200,19 +201,28 @@ one_turn(SwarmUpload *upload)
 {
 	SwarmUploadFile *next = next_to_open(upload);
 	SwarmNetRequest *request;
-	bool		idle = upload->idle;
-	bool		events;
 	long		most = upload->flush_ms != 0 ? FLUSH_MS / 2 : TURN_MS;
+	int64		began = swarm_net_ms();
 
 	if (next != NULL)
-		most = has_room(upload, next) || idle ? 0 : IDLE_MS;
-	events = swarm_net_turn(most);
-	upload->idle = next != NULL && !events && (idle || most > 0);
+		most = has_room(upload, next) ? 0 : Max(IDLE_MS - upload->idle_ms, 0);
+	if (swarm_net_turn(most))
+		upload->idle_ms = 0;
+	else
+		upload->idle_ms += swarm_net_ms() - began;	/* it ends early for
+													 * curl's timers */
 	while ((request = swarm_net_next()) != NULL)
 	{
-		upload->idle = false;
+		upload->idle_ms = 0;
 		answered(request);
 	}
+}
+
+/* is_idle: have we waited for the network for a while, and nothing came? */
+static bool
+is_idle(const SwarmUpload *upload)
+{
+	return upload->idle_ms >= IDLE_MS;
 }
 
 /* advance: past the files at the beginning that are done with. */
@@ -288,7 +298,7 @@ needs_transaction(SwarmUpload *upload)
 			return true;
 	}
 	next = next_to_open(upload);
-	return next != NULL && (has_room(upload, next) || upload->idle);
+	return next != NULL && (has_room(upload, next) || is_idle(upload));
 }
 
 /* next_to_open: NULL if as many are open as may be, or none waits. */
@@ -347,7 +357,7 @@ open_sources(SwarmUpload *upload)
 
 	while (bytes < OPEN_BYTES && (file = next_to_open(upload)) != NULL)
 	{
-		if (!has_room(upload, file) && !upload->idle)
+		if (!has_room(upload, file) && !is_idle(upload))
 			break;
 		upload->top = Max(upload->top, (int) (file - upload->files) + 1);
 		if (file->started_ms == 0)

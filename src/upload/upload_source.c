@@ -264,7 +264,7 @@ copy_value(SwarmSpool *spool, Datum value)
 	struct varlena *data = (struct varlena *) DatumGetPointer(value);
 	struct varatt_external pointer;
 	Relation	toast;
-	struct varlena *slice;
+	struct varlena *buffer = NULL;	/* for what is not kept in blocks */
 
 	if (!VARATT_IS_EXTERNAL_ONDISK(data))
 	{
@@ -283,21 +283,27 @@ copy_value(SwarmSpool *spool, Datum value)
 		return;
 	}
 
-	/* one piece of memory for all: substr() would take a new one for each */
-	slice = palloc(SLICE + VARHDRSZ);
 	toast = table_open(pointer.va_toastrelid, AccessShareLock);
 	for (int32 at = 0, size = VARATT_EXTERNAL_GET_EXTSIZE(pointer); at < size;)
 	{
-		int32		n = Min(SLICE, size - at);
+		int32		n = Min(SWARM_NET_BLOCK, size - at);
+		struct varlena *block = swarm_spool_varlena(spool);
+		struct varlena *slice = block;
 
+		if (block == NULL && buffer == NULL)
+			buffer = palloc(SWARM_NET_BLOCK + VARHDRSZ);
+		if (block == NULL)
+			slice = buffer;
 		SET_VARSIZE(slice, n + VARHDRSZ);
 		table_relation_fetch_toast_slice(toast, pointer.va_valueid, size, at, n, slice);
-		swarm_spool_write(spool, VARDATA(slice), n);
+		if (block != NULL)
+			swarm_spool_filled(spool, n);
+		else
+			swarm_spool_write(spool, VARDATA(slice), n);
 		CHECK_FOR_INTERRUPTS();
 		at += n;
 	}
 	table_close(toast, AccessShareLock);
-	pfree(slice);
 }
 
 /* copy_bytea: from the argument, or from the row it was put into. */

@@ -5,12 +5,14 @@
  *
  * They are kept in blocks of memory, of which a process has few (POOL_BLOCKS)
  * and which it uses again and again: fresh memory costs the kernel more than
- * the copy.  What does not fit goes to a temporary file that has lost its name
- * before anything is sent, so that nothing of it survives the process.
+ * the copy.  TOAST is read straight into them.  What does not fit goes to a
+ * temporary file that has lost its name before anything is sent, so that
+ * nothing of it survives the process.
  */
 #include "postgres.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -24,14 +26,28 @@
 #define POOL_KEPT		8		/* while nobody uses one */
 #define WRITE_SIZE		(1024 * 1024)
 
-/* Blocks that are free; all others that there are belong to spools. */
+/* Before each block there is room for the header of a varlena. */
+#define BLOCK_HEAD		64
+#define BLOCK_STRIDE	(SWARM_NET_BLOCK + BLOCK_HEAD)
+#define HUGE_PAGE		(2 * 1024 * 1024)
+
+/*
+ * The blocks, one after another.  Those below pool_made exist, and those of
+ * them that are in pool_free are free; all others belong to spools.
+ */
+static char *pool = NULL;
 static char *pool_free[POOL_BLOCKS];
 static int	pool_nfree = 0;
+static int	pool_made = 0;
 static int	pool_used = 0;
 
+static bool pool_start(void);
+static void pool_shrink(void);
 static char *take_block(void);
 static void give_block(char *block);
 static void give_blocks(SwarmSpool *spool);
+static void check_limit(SwarmSpool *spool, size_t length);
+static char *next_block(SwarmSpool *spool);
 static void append(void *arg, const char *data, size_t length);
 static void append_to_file(SwarmSpool *spool, const char *data, size_t length);
 static void keep_descriptor(SwarmSpool *spool);
@@ -61,18 +77,51 @@ swarm_spool_has_room(int64 length)
 	return pool_used + blocks_of(length) <= POOL_BLOCKS;
 }
 
+/*
+ * pool_start: addresses for all blocks; the kernel finds memory when they are
+ * written, by huge pages if it can: 2 MB at a time instead of 4 kB.
+ */
+static bool
+pool_start(void)
+{
+	size_t		size = TYPEALIGN(HUGE_PAGE, POOL_BLOCKS * BLOCK_STRIDE);
+	char	   *start;
+
+	if (pool != NULL)
+		return true;
+	start = mmap(NULL, size + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (start == MAP_FAILED)
+		return false;
+	pool = (char *) TYPEALIGN(HUGE_PAGE, start);
+#ifdef MADV_HUGEPAGE
+	(void) madvise(pool, size, MADV_HUGEPAGE);
+#endif
+	return true;
+}
+
+/* pool_shrink: nobody uses one: give the memory back but for the first few. */
+static void
+pool_shrink(void)
+{
+	char	   *rest = (char *) TYPEALIGN(HUGE_PAGE, pool + POOL_KEPT * BLOCK_STRIDE);
+	char	   *end = (char *) TYPEALIGN(HUGE_PAGE, pool + pool_made * BLOCK_STRIDE);
+
+	if (end > rest)
+		(void) madvise(rest, end - rest, MADV_DONTNEED);
+	pool_made = 0;
+	pool_nfree = 0;
+}
+
 /* take_block: NULL when there is none left. */
 static char *
 take_block(void)
 {
 	char	   *block = NULL;
 
-	if (pool_used >= POOL_BLOCKS)
-		return NULL;
 	if (pool_nfree > 0)
 		block = pool_free[--pool_nfree];
-	else
-		block = malloc(SWARM_NET_BLOCK);
+	else if (pool_made < POOL_BLOCKS && pool_start())
+		block = pool + pool_made++ * BLOCK_STRIDE + BLOCK_HEAD;
 	if (block != NULL)
 		pool_used++;
 	return block;
@@ -83,8 +132,8 @@ give_block(char *block)
 {
 	pool_free[pool_nfree++] = block;
 	pool_used--;
-	while (pool_used == 0 && pool_nfree > POOL_KEPT)
-		free(pool_free[--pool_nfree]);
+	if (pool_used == 0)
+		pool_shrink();
 }
 
 static void
@@ -128,9 +177,9 @@ spool_end(void *arg)
 	spool->fd = -1;
 }
 
-/* swarm_spool_write: the limit is on what comes, not on what is kept of it. */
-void
-swarm_spool_write(SwarmSpool *spool, const char *data, size_t length)
+/* check_limit: it is on what comes, not on what is kept of it. */
+static void
+check_limit(SwarmSpool *spool, size_t length)
 {
 	spool->taken += length;
 	if (spool->limit > 0 && spool->taken > spool->limit)
@@ -138,10 +187,59 @@ swarm_spool_write(SwarmSpool *spool, const char *data, size_t length)
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("file exceeds %dMB limit", (int) (spool->limit / (1024 * 1024))),
 				 errhint("The limit is pg_swarm.s3_max_file_size.")));
+}
+
+void
+swarm_spool_write(SwarmSpool *spool, const char *data, size_t length)
+{
+	check_limit(spool, length);
 	if (spool->codec != NULL)
 		swarm_codec_write(spool->codec, data, length, append, spool);
 	else
 		append(spool, data, length);
+}
+
+/* next_block: one more for the spool; NULL when there is none left. */
+static char *
+next_block(SwarmSpool *spool)
+{
+	char	   *block;
+
+	if (spool->nblocks == spool->room)
+	{
+		int			room = Max(spool->room * 2, 8);
+
+		spool->blocks = spool->blocks ? repalloc(spool->blocks, room * sizeof(char *)) :
+			MemoryContextAlloc(spool->context, room * sizeof(char *));
+		spool->room = room;
+	}
+	block = take_block();
+	if (block != NULL)
+		spool->blocks[spool->nblocks++] = block;
+	return block;
+}
+
+/*
+ * swarm_spool_varlena: where the next SWARM_NET_BLOCK bytes will be kept, as a
+ * varlena to be filled by the server's functions; NULL if they have to be
+ * written.  What is there then is said to swarm_spool_filled().
+ */
+struct varlena *
+swarm_spool_varlena(SwarmSpool *spool)
+{
+	char	   *block;
+
+	if (spool->codec != NULL || spool->file >= 0 || spool->length % SWARM_NET_BLOCK != 0)
+		return NULL;
+	block = next_block(spool);
+	return block ? (struct varlena *) (block - VARHDRSZ) : NULL;
+}
+
+void
+swarm_spool_filled(SwarmSpool *spool, size_t length)
+{
+	check_limit(spool, length);
+	spool->length += length;
 }
 
 static void
@@ -154,25 +252,10 @@ append(void *arg, const char *data, size_t length)
 		size_t		at = spool->length % SWARM_NET_BLOCK;
 		size_t		n = Min(length, SWARM_NET_BLOCK - at);
 
-		if (at == 0)
+		if (at == 0 && next_block(spool) == NULL)
 		{
-			char	   *block;
-
-			if (spool->nblocks == spool->room)
-			{
-				int			room = Max(spool->room * 2, 8);
-
-				spool->blocks = spool->blocks ? repalloc(spool->blocks, room * sizeof(char *)) :
-					MemoryContextAlloc(spool->context, room * sizeof(char *));
-				spool->room = room;
-			}
-			block = take_block();
-			if (block == NULL)
-			{
-				swarm_spool_to_file(spool);
-				break;
-			}
-			spool->blocks[spool->nblocks++] = block;
+			swarm_spool_to_file(spool);
+			break;
 		}
 		memcpy(spool->blocks[spool->nblocks - 1] + at, data, n);
 		spool->length += n;

@@ -153,6 +153,25 @@ sql_fails($node, q{SELECT swarm.s3_export('fake', 'docs', 'x', 'SELECT 1', 'json
 sql_fails($node, q{SET temp_file_limit = '1MB'; SELECT swarm.s3_export('fake', 'docs', 'x', 'SELECT repeat(''x'', 1000) FROM generate_series(1, 40000)', 'json')}, qr/53400/, 'temp_file_limit');
 is(sql(q{SELECT swarm.s3_head('fake', 'docs', 'x') IS NULL}), 't', '... nothing is stored');
 
+# Parts grow by themselves where there would be more than 10,000 of them; the files have no blocks on the disk.
+my $large = PostgreSQL::Test::Utils::tempdir() . '/large';
+append_to_file($large, '');
+foreach my $t ([ 10000 * 5, 0, 5 ], [ 10000 * 5, 1, 10 ], [ 100 * 1024, 0, 20 ])
+{
+	my ($mb, $more, $part) = @$t;
+
+	s3_clear($s3);
+	s3_rules($s3, { match => '^PUT .*partNumber=', length => 1, status => 403, code => 'AccessDenied', early => 1 });
+	truncate $large, $mb * 1024 * 1024 + $more or die;
+	$r = result($node, qq{SET pg_swarm.s3_max_file_size = '1TB'; SELECT swarm.s3_upload_sync('fake', 'docs', ARRAY[swarm.s3_file('large', swarm.from_file('$large'))])});
+	is("$r->{status} $r->{failed}[0]{code}", '500 AccessDenied', "$mb MB and $more bytes") or diag explain $r;
+	my %sizes = map { /partNumber=\d+&.* LENGTH (\d+)/ ? ($1 => 1) : () } s3_log($s3);
+	is(join(' ', keys %sizes), $part * 1024 * 1024, "... go in parts of $part MB");
+	is(s3_parts($s3), 0, '... and nothing of them is left');
+}
+unlink $large;
+s3_clear($s3);
+
 # Many files in a batch, when it is allowed: those that are open at a time are few.
 s3_clear($s3);
 $r = status((split /\n/, sql(q{SET pg_swarm.s3_max_files = 2000; SELECT swarm.s3_upload('fake', 'docs', } . files_sql(2000, $small) . ')'))[-1]);
