@@ -93,7 +93,7 @@ swarm__memory_changed(PG_FUNCTION_ARGS)
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event))
 	{
 		notes.written = notes.all = true;
-		swarm_quota_forget_all();
+		swarm_quota_truncated();
 		PG_RETURN_POINTER(NULL);
 	}
 	note_row(trigger->tg_relation, trigger->tg_trigtuple, desc);

@@ -368,8 +368,13 @@ extern void swarm_quota_begin(const SwarmSpace *space);
 extern void swarm_quota_change(const SwarmSpace *space, int entries, int64 bytes,
 							   Datum key);
 
+/* A table was truncated: count again, and once more if that is rolled back. */
+extern void swarm_quota_truncated(void);
+
 /* A prepared transaction of this database ended: count again. */
 extern void swarm_quota_forget_all(void);
+
+extern void swarm_quota_forget_database(Oid database);
 extern void swarm_quota_pre_commit(void);
 extern void swarm_quota_end_of_transaction(void);
 extern Size swarm_quota_hash_size(void);
