@@ -449,6 +449,22 @@ swarm_quota_forget_all(void)
 	LWLockRelease(swarm_memory_lock);
 }
 
+void
+swarm_quota_forget_database(Oid database)
+{
+	HASH_SEQ_STATUS scan;
+	Quota	   *q;
+
+	LWLockAcquire(swarm_memory_lock, LW_EXCLUSIVE);
+	hash_seq_init(&scan, swarm_memory_quotas);
+	while ((q = hash_seq_search(&scan)) != NULL)
+	{
+		if (q->key.database == database)
+			hash_search(swarm_memory_quotas, &q->key, HASH_REMOVE, NULL);
+	}
+	LWLockRelease(swarm_memory_lock);
+}
+
 /* ------------------------------------------------------------------------
  * Doorbell: no errors, no allocation
  * ------------------------------------------------------------------------ */
