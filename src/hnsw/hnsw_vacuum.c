@@ -52,6 +52,7 @@ typedef struct Vacuum
 static void mark_dead(Vacuum *v);
 static void mark_page(Vacuum *v, uint32 page);
 static void mend_families(Vacuum *v);
+static uint8 *grow_bits(const uint8 *bits, uint32 from, uint32 to);
 static void skip_dead(Vacuum *v, SwarmNodeId primary);
 static void detach(Vacuum *v, SwarmNodeId id);
 static void replace_primary(Vacuum *v, SwarmNodeId primary);
@@ -269,6 +270,9 @@ mark_page(Vacuum *v, uint32 number)
  * mend_families: take dead twins out of their chains, and let a twin take the
  * node of a dead row.  Nobody links meanwhile, so that no chain grows.
  *
+ * Chains have grown since the nodes were marked, by rows of then and by younger
+ * ones, whose nodes may have to be freed: so all that there are now count.
+ *
  * First chains go around dead twins, then these are detached, then primaries
  * are replaced.  Wherever that stops, chains are right, and the next vacuum
  * finds what is left: dead rows in a chain, dead twins of a linked primary,
@@ -278,8 +282,13 @@ static void
 mend_families(Vacuum *v)
 {
 	const SwarmIdSet *families = &v->families;
+	uint32		marked = v->nodes;
 
 	LockPage(v->rel, 1, ExclusiveLock);
+	v->index = swarm_hnsw_open(v->rel);
+	v->nodes = v->index->meta.nodes;
+	v->dead = grow_bits(v->dead, marked, v->nodes);
+	v->gone = grow_bits(v->gone, marked, v->nodes);
 	for (uint32 i = 0; i < families->room; i++)
 		if (families->slots[i] != SWARM_NODE_NONE)
 			skip_dead(v, families->slots[i]);
@@ -298,6 +307,20 @@ mend_families(Vacuum *v)
 			SWARM_FAULT("hnsw.vacuum.mend");
 		}
 	UnlockPage(v->rel, 1, ExclusiveLock);
+}
+
+/*
+ * grow_bits: a set of bits with room for more nodes, which are not in it.
+ */
+static uint8 *
+grow_bits(const uint8 *bits, uint32 from, uint32 to)
+{
+	uint8	   *grown = MemoryContextAllocExtended(CurrentMemoryContext,
+												   to / 8 + 1,
+												   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+
+	memcpy(grown, bits, Min(from, to) / 8 + 1);
+	return grown;
 }
 
 /*
@@ -449,6 +472,8 @@ replace_primary(Vacuum *v, SwarmNodeId primary)
 									   primary)->next;
 
 	UnlockReleaseBuffer(buffer);
+	if (twin != SWARM_NODE_NONE && twin >= v->nodes)
+		swarm_hnsw_damaged(v->rel, "chain of equal rows at node", primary);
 	kill_primary(v, primary, twin);
 	v->gone[primary / 8] &= ~(1 << (primary % 8));
 	v->ngone--;
@@ -457,7 +482,7 @@ replace_primary(Vacuum *v, SwarmNodeId primary)
 		set_bit(v->dead, primary);
 		v->ndead++;
 	}
-	else if (twin < v->nodes)
+	else
 	{
 		set_bit(v->gone, twin);
 		v->ngone++;

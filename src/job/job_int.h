@@ -242,7 +242,7 @@ extern SwarmQueue *swarm_queue_get(Oid database, int32 id, bool create);
 extern SwarmKind *swarm_kind_get(Oid database, int32 id, bool create);
 extern void swarm_kind_unpark(SwarmShard *shard, SwarmKind *k);
 extern void swarm_kind_unpark_each(SwarmShard *shard);
-extern void swarm_limits_again(SwarmShard *shard);
+extern void swarm_limits_again(SwarmShard *shard, TimestampTz now);
 extern void swarm_bucket_set(SwarmBucket *b, int limit, int64 period_us);
 extern bool swarm_bucket_has(SwarmBucket *b, TimestampTz now);
 extern bool swarm_bucket_take(SwarmBucket *b, TimestampTz now);

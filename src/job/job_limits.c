@@ -15,6 +15,7 @@
 
 static bool evict_queue(void);
 static bool evict_kind(void);
+static void bucket_refill(SwarmBucket *b, TimestampTz now);
 
 /* ------------------------------------------------------------------------
  * Queues and kinds
@@ -157,7 +158,7 @@ swarm_kind_unpark_each(SwarmShard *shard)
  * now on, not until the time of the old clock.
  */
 void
-swarm_limits_again(SwarmShard *shard)
+swarm_limits_again(SwarmShard *shard, TimestampTz now)
 {
 	HASH_SEQ_STATUS seq;
 	SwarmQueue *q;
@@ -168,6 +169,7 @@ swarm_limits_again(SwarmShard *shard)
 	{
 		if (q->key.database != shard->database)
 			continue;
+		bucket_refill(&q->bucket, now);
 		swarm_timer_disarm(shard, &q->timer);
 		swarm_queue_consider(shard, q);
 	}
@@ -176,6 +178,7 @@ swarm_limits_again(SwarmShard *shard)
 	{
 		if (k->key.database != shard->database)
 			continue;
+		bucket_refill(&k->bucket, now);
 		swarm_timer_disarm(shard, &k->timer);
 		swarm_kind_unpark(shard, k);
 	}

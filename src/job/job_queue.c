@@ -89,7 +89,7 @@ swarm_queue_tick(SwarmShard *shard)
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	if (now < shard->ticked)
-		swarm_limits_again(shard);
+		swarm_limits_again(shard, now);
 	shard->ticked = now;
 	while (!pairingheap_is_empty(&shard->timers))
 	{

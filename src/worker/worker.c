@@ -145,19 +145,26 @@ swarm_database_wanted(const char *name)
 	return false;
 }
 
-/* clock_moved: who waits for a time shall look at the clock again. */
+/*
+ * clock_moved: who waits for a time shall look at the clock again; queues do so
+ * before the clock can move once more.
+ */
 static void
 clock_moved(void)
 {
 	if (swarm_worker_shared == NULL)
 		return;
-	LWLockAcquire(swarm_job_lock, LW_SHARED);
 	for (int i = 0; i < swarm_max_databases; i++)
 	{
-		if (swarm_shard_at(i)->state != SWARM_SHARD_FREE)
-			swarm_shard_wake_scheduler(swarm_shard_at(i));
+		SwarmShard *shard = swarm_shard_at(i);
+
+		if (shard->state == SWARM_SHARD_FREE)
+			continue;
+		(void) swarm_queue_tick(shard);
+		LWLockAcquire(swarm_job_lock, LW_SHARED);
+		swarm_shard_wake_scheduler(shard);
+		LWLockRelease(swarm_job_lock);
 	}
-	LWLockRelease(swarm_job_lock);
 	swarm_launcher_wake();
 }
 

@@ -14,7 +14,6 @@ my $node = swarm_cluster('main', conf => <<'X');
 pg_swarm.net_backoff = '10ms'
 pg_swarm.net_backoff_max = '50ms'
 pg_swarm.net_breaker_failures = 1000
-pg_swarm.net_stall_timeout = '1s'
 log_statement = all
 log_min_messages = debug2
 X
@@ -63,7 +62,9 @@ foreach my $t (
 
 	s3_clear($s3);
 	s3_rules($s3, { match => '^PUT ', %$rule });
+	$node->safe_psql('postgres', q{ALTER SYSTEM SET pg_swarm.net_stall_timeout = '1s'; SELECT pg_reload_conf()}) if $rule->{hang};
 	$r = upload(1, $small);
+	$node->safe_psql('postgres', q{ALTER SYSTEM RESET pg_swarm.net_stall_timeout; SELECT pg_reload_conf()}) if $rule->{hang};
 	my $f = $r->{files}[0] || $r->{failed}[0];
 	is("$r->{status} $f->{attempts}", "$status $attempts", "$name: status and attempts") or diag explain $r;
 }

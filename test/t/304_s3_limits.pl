@@ -13,7 +13,6 @@ my $node = swarm_cluster('main', conf => <<'X');
 pg_swarm.net_backoff = '10ms'
 pg_swarm.net_backoff_max = '50ms'
 pg_swarm.net_breaker_failures = 1000
-pg_swarm.net_stall_timeout = '2s'
 pg_swarm.s3_part_size = '5MB'
 log_statement = all
 log_min_messages = debug5
@@ -137,8 +136,15 @@ is(s3_parts($s3), 0, '... no part is left of the other');
 sub until_gone { for (1 .. 100) { last unless s3_parts($s3); select undef, undef, undef, 0.1; } return; }
 
 s3_clear($s3);
-s3_rules($s3, { match => '^POST .*uploads', delay => 1500 });
-sql_fails($node, q{SET statement_timeout = '500ms'; SELECT swarm.s3_upload_sync('fake', 'docs', } . files_sql(1, q{convert_to(repeat('0123456789abcdef', 512 * 1024), 'UTF8')}) . ')', qr/57014/, 'ended while an upload is being begun');
+s3_rules($s3, { match => '^POST .*uploads', wait => 1 });
+my $psql = start_psql($node, undef);
+my $pid = say_psql($psql, 'SELECT pg_backend_pid();');
+$psql->{in} .= 'SELECT swarm.s3_upload_sync(\'fake\', \'docs\', ' . files_sql(1, q{convert_to(repeat('0123456789abcdef', 512 * 1024), 'UTF8')}) . ");\n\\q\n";
+$psql->{run}->pump_nb;
+ok(wait_log($s3, '^POST .*WAIT'), 'an upload is being begun');
+sql("SELECT pg_cancel_backend($pid)");
+go($s3);
+finish_psql($psql);
 is(s3_parts($s3), 0, '... it is aborted, too');
 is(scalar(grep { /^DELETE .*uploadId/ } s3_log($s3)), 1, '... when its id is there') or diag join "\n", s3_log($s3);
 
