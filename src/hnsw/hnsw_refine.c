@@ -12,6 +12,7 @@
 #include "utils/rel.h"
 
 #include "base/compat.h"
+#include "hnsw/hnsw_prefetch.h"
 #include "hnsw/hnsw_scan_int.h"
 
 static void refine_by_code(SwarmScan *scan, Relation rel, SwarmCandidate *c);
@@ -26,29 +27,10 @@ swarm_scan_refine(IndexScanDesc desc, SwarmCandidate *batch, int n)
 	SwarmScan  *scan = desc->opaque;
 
 	if (scan->rerank == SWARM_RERANK_INDEX)
-	{
-		SwarmHnswIndex *index = scan->index;
-
 		for (int i = 0; i < n; i++)
-		{
-			uint32		per_page = index->layout.per_page[SWARM_STREAM_REFINE];
-			uint32		number = batch[i].id / per_page;
-			SwarmPageHint *hint;
-			const char *slot;
-
-			if (number >= index->hinted[SWARM_STREAM_REFINE])
-				continue;
-			hint = &index->hints[SWARM_STREAM_REFINE][number];
-			if (hint->buffer <= 0)
-				continue;
-			slot = (const char *) BufferGetBlock(hint->buffer) +
-				MAXALIGN(SizeOfPageHeaderData) +
-				(Size) (batch[i].id % per_page) *
-				index->layout.slot_size[SWARM_STREAM_REFINE];
-			for (uint32 j = 0; j < index->layout.slot_size[SWARM_STREAM_REFINE]; j += 64)
-				__builtin_prefetch(slot + j);
-		}
-	}
+			swarm_hnsw_prefetch(scan->index, SWARM_STREAM_REFINE, batch[i].id, 0,
+								scan->index->layout.slot_size[SWARM_STREAM_REFINE],
+								true);
 	for (int i = 0; i < n; i++)
 	{
 		/* One that a scan returned before needs no better distance. */

@@ -11,18 +11,18 @@
 #include "postgres.h"
 
 #include "miscadmin.h"
-#include "storage/buf_internals.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
 #include "base/compat.h"
 #include "hnsw/hnsw_int.h"
+#include "hnsw/hnsw_prefetch.h"
 
 /* Slots of a fresh set of ids. */
 #define IDSET_ROOM		2048
 
-/* Bytes that one prefetch brings. */
-#define CACHE_LINE		64
+/* Bytes of a node that are asked for; what follows comes in order. */
+#define MAX_PREFETCH	512
 
 /* Links of one node at most, and codes scored at a time. */
 #define MAX_LINKS		200
@@ -31,40 +31,25 @@ static void expand(SwarmHnswSearch *search, int level, int ef);
 static void offer(SwarmHnswSearch *search, SwarmCandidate c, int ef);
 
 /*
- * prefetch: bring the code of a node, or its links, nearer, if we know where
- * it was.  The buffer may hold another page by now, which costs nothing but
- * the prefetch.
- *
- * Always inline: gcc takes a function that only prefetches for one without
- * effects, and leaves its calls out.
+ * prefetch_code, prefetch_links: bring a part of a node nearer.
  */
 static pg_attribute_always_inline void
-prefetch(SwarmHnswSearch *search, SwarmNodeId id, bool links)
+prefetch_code(const SwarmHnswSearch *search, SwarmNodeId id)
 {
-	SwarmHnswIndex *index = search->index;
-	uint32		per_page = index->layout.per_page[SWARM_STREAM_NODE];
-	uint32		page = id / per_page;
-	const char *slot;
-	Buffer		buffer;
+	Size		end = offsetof(SwarmNode, code) + search->index->codec.code_size;
 
-	if (page >= index->hinted[SWARM_STREAM_NODE])
-		return;
-	buffer = index->hints[SWARM_STREAM_NODE][page].buffer;
-	if (buffer <= 0)
-		return;
-	slot = (const char *) BufferGetBlock(buffer) +
-		MAXALIGN(SizeOfPageHeaderData) +
-		(Size) (id - page * per_page) * index->layout.slot_size[SWARM_STREAM_NODE];
-	if (links)
-	{
-		slot += offsetof(SwarmNode, code) + index->codec.code_size;
-		__builtin_prefetch(slot);
-		__builtin_prefetch(slot + CACHE_LINE);
-		return;
-	}
-	__builtin_prefetch(GetBufferDescriptor(buffer - 1), 1);
-	for (uint32 i = 0; i < Min(offsetof(SwarmNode, code) + index->codec.code_size, 512); i += CACHE_LINE)
-		__builtin_prefetch(slot + i);
+	swarm_hnsw_prefetch(search->index, SWARM_STREAM_NODE, id, 0,
+						Min(end, MAX_PREFETCH), true);
+}
+
+static pg_attribute_always_inline void
+prefetch_links(const SwarmHnswSearch *search, SwarmNodeId id)
+{
+	Size		from = offsetof(SwarmNode, code) + search->index->codec.code_size;
+	Size		end = search->index->layout.slot_size[SWARM_STREAM_NODE];
+
+	swarm_hnsw_prefetch(search->index, SWARM_STREAM_NODE, id, from,
+						Min(end, from + MAX_PREFETCH), false);
 }
 
 /* ------------------------------------------------------------ id sets */
@@ -373,6 +358,56 @@ swarm_hnsw_score_page(SwarmHnswSearch *search, Page page,
 }
 
 /*
+ * sort_ids: nodes of one page side by side: ids ascend as pages do.
+ */
+static void
+sort_ids(SwarmNodeId *ids, int n)
+{
+	for (int i = 1; i < n; i++)
+	{
+		SwarmNodeId id = ids[i];
+		int			j = i;
+
+		for (; j > 0 && ids[j - 1] > id; j--)
+			ids[j] = ids[j - 1];
+		ids[j] = id;
+	}
+}
+
+/*
+ * score_sorted: score the nodes of the graph among n ascending ids; returns
+ * how many came out.
+ */
+static int
+score_sorted(SwarmHnswSearch *search, const SwarmNodeId *ids, int n,
+			 SwarmCandidate *out)
+{
+	SwarmHnswIndex *index = search->index;
+	uint32		per_page = index->layout.per_page[SWARM_STREAM_NODE];
+	const uint32 states = 1u << SWARM_NODE_LINKED | 1u << SWARM_NODE_DEAD |
+	1u << SWARM_NODE_PENDING | 1u << SWARM_NODE_JOINING;
+	int			count = 0;
+
+	for (int i = 0; i < n;)
+	{
+		uint32		page = ids[i] / per_page;
+		int			end = i + 1;
+		Buffer		buffer;
+
+		while (end < n && ids[end] / per_page == page)
+			end++;
+		buffer = swarm_hnsw_read(index, search->rel, SWARM_STREAM_NODE, page,
+								 BUFFER_LOCK_SHARE);
+		count += swarm_hnsw_score_page(search, BufferGetPage(buffer),
+									   ids + i, end - i, states, out + count);
+		UnlockReleaseBuffer(buffer);
+		search->pages++;
+		i = end;
+	}
+	return count;
+}
+
+/*
  * swarm_hnsw_score_ids: score the nodes of the graph among n <= MAX_LINKS
  * ids; returns how many came out.
  */
@@ -380,40 +415,11 @@ int
 swarm_hnsw_score_ids(SwarmHnswSearch *search, const SwarmNodeId *ids, int n,
 					 SwarmCandidate *out)
 {
-	SwarmHnswIndex *index = search->index;
-	uint32		per_page = index->layout.per_page[SWARM_STREAM_NODE];
-	const uint32 states = 1u << SWARM_NODE_LINKED | 1u << SWARM_NODE_DEAD |
-	1u << SWARM_NODE_PENDING | 1u << SWARM_NODE_JOINING;
 	SwarmNodeId sorted[MAX_LINKS];
-	int			count = 0;
 
-	/* Nodes of one page side by side: ids ascend as pages do. */
-	for (int i = 0; i < n; i++)
-	{
-		SwarmNodeId id = ids[i];
-		int			j = i;
-
-		for (; j > 0 && sorted[j - 1] > id; j--)
-			sorted[j] = sorted[j - 1];
-		sorted[j] = id;
-	}
-	for (int i = 0; i < n;)
-	{
-		uint32		page = sorted[i] / per_page;
-		int			end = i + 1;
-		Buffer		buffer;
-
-		while (end < n && sorted[end] / per_page == page)
-			end++;
-		buffer = swarm_hnsw_read(index, search->rel, SWARM_STREAM_NODE, page,
-								 BUFFER_LOCK_SHARE);
-		count += swarm_hnsw_score_page(search, BufferGetPage(buffer),
-									   sorted + i, end - i, states, out + count);
-		UnlockReleaseBuffer(buffer);
-		search->pages++;
-		i = end;
-	}
-	return count;
+	memcpy(sorted, ids, n * sizeof(SwarmNodeId));
+	sort_ids(sorted, n);
+	return score_sorted(search, sorted, n, out);
 }
 
 /* --------------------------------------------------------------- walking */
@@ -510,7 +516,7 @@ swarm_hnsw_search_descend(SwarmHnswSearch *search, int to_level,
 			for (int i = 0; i < n; i++)
 				if (swarm_idset_add(&search->visited, links[i]))
 				{
-					prefetch(search, links[i], false);
+					prefetch_code(search, links[i]);
 					fresh[count++] = links[i];
 				}
 			count = swarm_hnsw_score_ids(search, fresh, count, scored);
@@ -583,7 +589,8 @@ swarm_hnsw_search_resume(SwarmHnswSearch *search, int ef)
 
 /*
  * next_turn: the neighbours, not seen before, of the nearest node that is not
- * expanded; none when no node that is left could lead to a nearer row.
+ * expanded, ascending; none when no node that is left could lead to a nearer
+ * row.
  */
 static int
 next_turn(SwarmHnswSearch *search, int level, int ef, SwarmNodeId *fresh)
@@ -603,10 +610,11 @@ next_turn(SwarmHnswSearch *search, int level, int ef, SwarmNodeId *fresh)
 		for (int i = 0; i < n; i++)
 			if (swarm_idset_add(&search->visited, links[i]))
 			{
-				prefetch(search, links[i], false);
+				prefetch_code(search, links[i]);
 				fresh[count++] = links[i];
 			}
 	}
+	sort_ids(fresh, count);
 	return count;
 }
 
@@ -629,7 +637,7 @@ expand(SwarmHnswSearch *search, int level, int ef)
 	{
 		int			next = next_turn(search, level, ef, turns[1 - now]);
 
-		count = swarm_hnsw_score_ids(search, turns[now], count, scored);
+		count = score_sorted(search, turns[now], count, scored);
 		for (int i = 0; i < count; i++)
 			offer(search, scored[i], ef);
 		if (next == 0)
@@ -655,7 +663,7 @@ offer(SwarmHnswSearch *search, SwarmCandidate c, int ef)
 		return;
 	}
 	swarm_hnsw_push_min(&search->near, c);
-	prefetch(search, c.id, true);
+	prefetch_links(search, c.id);
 	if (c.state != SWARM_NODE_LINKED)
 		return;
 	swarm_hnsw_push_max(&search->best, c);
