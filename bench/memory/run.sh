@@ -1,7 +1,7 @@
 #!/bin/bash
 # Memory beside Redis and a plain table; the cache under Zipf; the sweep; search by meaning.
 #
-#   bench/run memory [ops|zipf|sweep|search...]
+#   bench/run memory [ops|hit|zipf|sweep|search...]
 #
 # Works in the cluster that bench/run has started.  `SWEEP_ROWS=10000000 bench/run memory sweep` takes 4 GB of disk
 # and a quarter of an hour.  SECS: length of a measurement [2]; ROUNDS [3]; ZIPF_KEYS [500000];
@@ -143,6 +143,85 @@ hit, one, track = med["get: cache hit", 1], med["SELECT 1", 1], med["track_spawn
 print(f"a hit above SELECT 1: {1e6 / hit[0] - 1e6 / one[0]:.1f} µs elapsed, {hit[1] - one[1]:.1f} µs CPU; a record of the tracker: {1e3 / track[0]:.2f} ms")' <"$work/ops"
 }
 
+# Reads of a key beside SELECT 1, each drawn at random for each transaction of the same connection, so that
+# whatever else the machine does meets all alike; and calls inside the server, in turns.
+part_hit() {
+	local round clients scripts=(one hit plain hot plain_hot large plain_large)
+	echo "hit: latency of one statement, interleaved at random; $rounds rounds of $secs s; load at start $(load)"
+	server_stop
+	server_start ''
+	sql <<-'X'
+		SET client_min_messages = warning;
+		CREATE EXTENSION IF NOT EXISTS pg_swarm;
+		SELECT swarm.namespace_create('h') \g /dev/null
+		CREATE TABLE beside (key text PRIMARY KEY, value jsonb NOT NULL, expires_at timestamptz) WITH (fillfactor = 80);
+		INSERT INTO beside SELECT 'k' || i, to_jsonb(repeat('x', 200)), now() + interval '1 day' FROM generate_series(1, 1000) i;
+		INSERT INTO beside SELECT 'l' || i, (SELECT jsonb_agg(md5(i::text || j)) FROM generate_series(1, 600) j), now() + interval '1 day' FROM generate_series(1, 500) i;
+		SELECT count(swarm.memory_store('h', key, value, '1 day')) FROM beside \g /dev/null
+		VACUUM ANALYZE beside;
+		CREATE FUNCTION gets(n int, cached boolean) RETURNS float8 LANGUAGE plpgsql AS $$
+		DECLARE
+			began timestamptz := clock_timestamp();
+			k text;
+			v jsonb;
+		BEGIN
+			FOR i IN 1 .. n LOOP
+				k := 'k' || i % 1000 + 1;
+				IF cached THEN
+					v := swarm.memory_get('h', k);
+				ELSE
+					SELECT value INTO v FROM beside WHERE key = k AND expires_at > now();
+				END IF;
+			END LOOP;
+			RETURN extract(epoch FROM clock_timestamp() - began) * 1e6 / n;
+		END $$;
+	X
+	local get="SELECT swarm.memory_get('h', " plain='FROM beside WHERE expires_at > now() AND key ='
+	echo 'SELECT 1;' >"$work/one"
+	printf '%s\n' '\set k random(1, 1000)' "$get'k' || :k) IS NULL;" >"$work/hit"
+	printf '%s\n' '\set k random(1, 1000)' "SELECT value IS NULL $plain 'k' || :k;" >"$work/plain"
+	echo "$get'k1') IS NULL;" >"$work/hot"
+	echo "SELECT value IS NULL $plain 'k1';" >"$work/plain_hot"
+	printf '%s\n' '\set k random(1, 500)' "SELECT jsonb_array_length(swarm.memory_get('h', 'l' || :k));" >"$work/large"
+	printf '%s\n' '\set k random(1, 500)' "SELECT jsonb_array_length(value) $plain 'l' || :k;" >"$work/plain_large"
+	for clients in 1 16; do
+		for ((round = 1; round <= rounds; round++)); do
+			# shellcheck disable=SC2046
+			(cd "$work" && pgbench -n -M prepared -T "$((secs * 3))" -c $clients -j 1 $(printf -- '-f %s ' "${scripts[@]}") \
+				-l --log-prefix="hit.$clients.$round" >/dev/null)
+		done
+	done
+	for ((round = 1; round <= rounds * 3; round++)); do
+		sql -c "SELECT gets(20000, true), gets(20000, false)" | sed "s/^/$((round)) /" >>"$work/inside"
+	done
+	python3 - "$work" "$rounds" "${scripts[@]}" <<-'X'
+		import sys, glob, statistics as st
+		work, rounds, names = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+		label = dict(hit='cache hit, 200 bytes', plain='plain table, 200 bytes', hot='cache hit, one key for all', plain_hot='plain table, one key for all',
+		             large='cache hit, 21 kB', plain_large='plain table, 21 kB')
+		for clients in (1, 16):
+		    above = {}
+		    for r in range(1, rounds + 1):
+		        times = [[] for _ in names]
+		        for file in glob.glob(f'{work}/hit.{clients}.{r}.*'):
+		            for line in open(file):
+		                word = line.split()
+		                times[int(word[3])].append(int(word[2]))
+		        middle = [st.median(t) for t in times]
+		        for name, m in zip(names, middle):
+		            above.setdefault(name, []).append(m - middle[0] if name != 'one' else m)
+		    print(f'{clients} client(s): SELECT 1, median {st.median(above["one"]):.0f} µs; above it, median of the rounds, lowest and highest:')
+		    for name in names[1:]:
+		        print(f'  {label[name]:30} {st.median(above[name]):6.1f} {min(above[name]):6.1f} {max(above[name]):6.1f} µs')
+		inside = [[float(x) for x in line.split()[1:]] for line in open(f'{work}/inside')]
+		for i, name in ((0, 'cache hit'), (1, 'plain table')):
+		    column = [x[i] for x in inside]
+		    print(f'in PL/pgSQL, {name:12} {st.median(column):6.2f} {min(column):6.2f} {max(column):6.2f} µs a call')
+	X
+	echo "  load at the end $(load)"
+	sql -c "SELECT swarm.namespace_drop('h')" -c 'DROP TABLE beside' >/dev/null
+}
+
 part_zipf() {
 	local before after
 	server_stop
@@ -251,12 +330,12 @@ part_search() {
 		cat "$work/$mode".* | python3 -c "
 import sys
 t = sorted(int(l.split()[2]) / 1000 for l in sys.stdin)
-print(f'  $mode: median {t[len(t) // 2]:.2f} ms, p95 {t[len(t) * 95 // 100]:.2f} ms, {len(t)} calls, {($after - $before) * 10 / len(t):.2f} ms of CPU each')"
+print(f'  $mode: median {t[len(t) // 2]:.2f} ms, lowest tenth {t[len(t) // 10]:.2f} ms, p95 {t[len(t) * 95 // 100]:.2f} ms, {len(t)} calls, {($after - $before) * 10 / len(t):.2f} ms of CPU each')"
 	done
 	echo "  load at the end $(load)"
 }
 
-[ $# -gt 0 ] || set -- ops zipf sweep search
+[ $# -gt 0 ] || set -- ops hit zipf sweep search
 for part; do
 	"part_$part"
 	echo

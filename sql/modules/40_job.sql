@@ -388,6 +388,12 @@ SELECT id, queue, kind, (enum_range(NULL::swarm.job_state))[state + 1] AS state,
 FROM swarm._job_history;
 COMMENT ON VIEW swarm.job_history IS 'finished jobs, kept for pg_swarm.job_history_keep';
 
+-- What the scheduler does once a day: partitions of the history of today and tomorrow, and the end of
+-- those that are too old. For pg_cron (swarm.maintenance_schedule).
+CREATE FUNCTION swarm._job_history_maintain() RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'swarm__job_history_maintain';
+
 CREATE VIEW swarm.queues AS
 SELECT coalesce(q.name, 'default') AS queue,
        q.owner,

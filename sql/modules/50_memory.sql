@@ -1410,19 +1410,20 @@ COMMENT ON VIEW swarm.stat_tracker IS 'records of agents kept and dropped since 
 -- Maintenance by pg_cron
 -- ---------------------------------------------------------------------
 
--- swarm.maintenance_schedule(): jobs of pg_cron that sweep memory and gather
--- statistics; again: the same jobs. Returns how many. Errors: 55000 without
--- pg_cron.
+-- swarm.maintenance_schedule(): jobs of pg_cron that sweep memory, keep the
+-- history of jobs and gather statistics; again: the same jobs. Returns how many.
+-- Errors: 55000 without pg_cron.
 CREATE FUNCTION swarm.maintenance_schedule() RETURNS int
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM swarm._require_cron('SELECT swarm.memory_sweep()');
-    EXECUTE 'SELECT cron.schedule($1, $2, $3), cron.schedule($4, $5, $6)'
+    EXECUTE 'SELECT cron.schedule($1, $2, $3), cron.schedule($4, $5, $6), cron.schedule($7, $8, $9)'
     USING 'pg_swarm maintenance: sweep', '* * * * *', 'SELECT swarm.memory_sweep()',
-          'pg_swarm maintenance: statistics', '17 * * * *', 'ANALYZE swarm._memory';
-    RETURN 2;
+          'pg_swarm maintenance: history', '7 * * * *', 'SELECT swarm._job_history_maintain()',
+          'pg_swarm maintenance: statistics', '17 * * * *', 'ANALYZE swarm._memory, swarm._memory_unlogged';
+    RETURN 3;
 END $$;
-COMMENT ON FUNCTION swarm.maintenance_schedule IS 'let pg_cron sweep memory and gather statistics';
+COMMENT ON FUNCTION swarm.maintenance_schedule IS 'let pg_cron sweep memory, keep the history of jobs and gather statistics';
 
 CREATE FUNCTION swarm.maintenance_unschedule() RETURNS int
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$

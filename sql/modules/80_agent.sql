@@ -1134,6 +1134,8 @@ BEGIN
         PERFORM swarm._strategy_note(t.strategy, CASE WHEN error IS NULL THEN 1 / (1 + ms / 1000) ELSE 0 END);
     END IF;
     PERFORM swarm._agent_go(a, CASE WHEN a.pause_wanted AND a.state = 'busy' THEN 'park' ELSE 'done' END, error);
+    -- this process has done it
+    PERFORM swarm._track_execution(a.owner, a.id::text);
     IF ended THEN
         PERFORM swarm._protocol_phase(a, t, 'after', jsonb_build_object('result', result, 'error', error, 'ms', ms));
         PERFORM swarm._task_ended(task_id);

@@ -40,6 +40,7 @@ REVOKE ALL ON FUNCTION swarm.job_heartbeat(bigint, bigint, interval, float8) FRO
 REVOKE ALL ON FUNCTION swarm.job_complete(bigint, bigint, jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.job_fail(bigint, bigint, text, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._job_table_changed() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._job_history_maintain() FROM PUBLIC;
 
 -- worker
 GRANT SELECT ON swarm.workers TO PUBLIC;

@@ -469,6 +469,18 @@ ring_config(void *item)
 	LWLockRelease(swarm_job_lock);
 }
 
+/*
+ * swarm._job_history_maintain() returns void
+ */
+SWARM_FUNCTION(swarm__job_history_maintain);
+Datum
+swarm__job_history_maintain(PG_FUNCTION_ARGS)
+{
+	swarm_job_history_prepare();
+	swarm_job_history_drop_old();
+	PG_RETURN_VOID();
+}
+
 /* A kind may have got a handler, or lost it: place its jobs anew. */
 static void
 ring_rebuild(void *item)

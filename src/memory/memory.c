@@ -21,4 +21,5 @@ swarm_memory_init(void)
 	swarm_memory_shmem_init();
 	swarm_memory_change_init();
 	swarm_origin_init();
+	swarm_memory_database_init();
 }

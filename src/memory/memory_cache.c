@@ -25,6 +25,7 @@
 #include "storage/shmem.h"
 
 #include "base/clock.h"
+#include "base/fault.h"
 #include "memory/memory_int.h"
 
 #define PARTITIONS		32
@@ -252,6 +253,7 @@ swarm_cache_put(const SwarmCacheKey *key, const SwarmCacheTicket *ticket,
 	if (!ticket->fill || units > ring_units / BIGGEST_SHARE)
 		return;
 	LWLockAcquire(&partitions[n].lock, LW_EXCLUSIVE);
+	SWARM_FAULT("memory.fill");
 	e = find(n, key);
 	if (e != NULL)
 	{

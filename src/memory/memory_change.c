@@ -93,7 +93,7 @@ swarm__memory_changed(PG_FUNCTION_ARGS)
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event))
 	{
 		notes.written = notes.all = true;
-		swarm_quota_forget_all();
+		swarm_quota_truncated();
 		PG_RETURN_POINTER(NULL);
 	}
 	note_row(trigger->tg_relation, trigger->tg_trigtuple, desc);
@@ -428,24 +428,45 @@ sweep_slot(void)
 {
 	static int	slot = -1;
 	SwarmMemoryShared *s = swarm_memory_shared;
+	int			place = -1;
 
 	if (slot >= 0 || s == NULL)
 		return slot;
 	LWLockAcquire(swarm_memory_lock, LW_EXCLUSIVE);
+	/* ours may come after a free one */
 	for (int i = 0; i < SWEPT_DATABASES && slot < 0; i++)
 	{
 		Oid			database = pg_atomic_read_u32(&s->databases[i]);
 
 		if (database == MyDatabaseId)
 			slot = i;
-		else if (!OidIsValid(database))
-		{
-			pg_atomic_write_u32(&s->databases[i], MyDatabaseId);
-			slot = i;
-		}
+		else if (!OidIsValid(database) && place < 0)
+			place = i;
+	}
+	if (slot < 0 && place >= 0)
+	{
+		pg_atomic_write_u32(&s->databases[place], MyDatabaseId);
+		slot = place;
 	}
 	LWLockRelease(swarm_memory_lock);
 	return slot;
+}
+
+void
+swarm_memory_sweep_forget(Oid database)
+{
+	SwarmMemoryShared *s = swarm_memory_shared;
+
+	LWLockAcquire(swarm_memory_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < SWEPT_DATABASES; i++)
+	{
+		if (pg_atomic_read_u32(&s->databases[i]) == database)
+		{
+			pg_atomic_write_u64(&s->next_sweep[i], 0);
+			pg_atomic_write_u32(&s->databases[i], InvalidOid);
+		}
+	}
+	LWLockRelease(swarm_memory_lock);
 }
 
 TimestampTz

@@ -284,6 +284,9 @@ extern void swarm_memory_note(Oid table, int32 space, const text *key, Timestamp
 /* Something is to be swept then.  No error. */
 extern void swarm_memory_announce_due(TimestampTz due);
 
+/* A database is gone.  No error; nor in the others of this name. */
+extern void swarm_memory_sweep_forget(Oid database);
+
 /*
  * Before a change of what hashes so, or with `all` of everything, can be seen,
  * and after.  No errors.
@@ -368,8 +371,13 @@ extern void swarm_quota_begin(const SwarmSpace *space);
 extern void swarm_quota_change(const SwarmSpace *space, int entries, int64 bytes,
 							   Datum key);
 
+/* A table was truncated: count again, and once more if that is rolled back. */
+extern void swarm_quota_truncated(void);
+
 /* A prepared transaction of this database ended: count again. */
 extern void swarm_quota_forget_all(void);
+
+extern void swarm_quota_forget_database(Oid database);
 extern void swarm_quota_pre_commit(void);
 extern void swarm_quota_end_of_transaction(void);
 extern Size swarm_quota_hash_size(void);
@@ -396,7 +404,14 @@ extern void swarm_origin_ask(const SwarmSpace *space, const text *key);
 extern bool swarm_origin_fill_begin(int32 space, const text *key);
 extern void swarm_origin_fill_end(int32 space, const text *key, bool stored);
 
+extern void swarm_origin_forget_database(Oid database);
 extern void swarm_origin_stats(uint64 *asks, uint64 *fills, uint64 *absent);
+
+/* ------------------------------------------------------------------------
+ * Dropped databases (memory_database.c)
+ * ------------------------------------------------------------------------ */
+
+extern void swarm_memory_database_init(void);
 
 /* ------------------------------------------------------------------------
  * Hooks of users (memory_hook.c)

@@ -114,6 +114,18 @@ swarm_origin_stats(uint64 *asks, uint64 *fills, uint64 *absent)
 	*absent = origins ? pg_atomic_read_u64(&origins->absent) : 0;
 }
 
+void
+swarm_origin_forget_database(Oid database)
+{
+	LWLockAcquire(origins_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < ASKS; i++)
+	{
+		if (origins->table[i].database == database)
+			origins->table[i].state = ASK_FREE;
+	}
+	LWLockRelease(origins_lock);
+}
+
 /* ------------------------------------------------------------------------
  * Asking
  * ------------------------------------------------------------------------ */

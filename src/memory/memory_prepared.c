@@ -120,7 +120,8 @@ swarm_memory_prepare(const uint32 *hashes, int n, bool all)
 {
 	TransactionId xid = GetTopTransactionIdIfAny();
 
-	if (prepared == NULL)
+	/* without places, none can be prepared: the server says why */
+	if (prepared == NULL || prepared->places == 0)
 		return;
 	look();
 	if ((n == 0 && !all) || !TransactionIdIsValid(xid))

@@ -95,11 +95,13 @@ static void now_used(const SwarmSpace *space, int64 *entries, int64 *bytes);
 static void make_room(const SwarmSpace *space, Datum key);
 static int64 excess(const SwarmSpace *space, int64 entries, int64 bytes);
 static bool removal_ended(uint32 changes);
+static void added_stays(void *item);
 static void take_out_added(void *item);
 static void take_out_removed(void *item);
 static void still_there(void *item);
 static void not_locked(void *item);
 static void removal_counted(void *item);
+static void rows_are_back(void *item);
 static void ring_nothing(void *item);
 
 Size
@@ -281,7 +283,7 @@ swarm_quota_change(const SwarmSpace *space, int entries, int64 bytes, Datum key)
 		}
 		LWLockRelease(swarm_memory_lock);
 		if (entries > 0 || bytes > 0)
-			swarm_doorbell_add(ring_nothing, take_out_added, &change, sizeof(change));
+			swarm_doorbell_add(added_stays, take_out_added, &change, sizeof(change));
 		else
 		{
 			OwnRemoved *o = own_of(space->id);
@@ -422,6 +424,14 @@ excess(const SwarmSpace *space, int64 entries, int64 bytes)
 }
 
 void
+swarm_quota_truncated(void)
+{
+	swarm_quota_forget_all();
+	/* what this transaction counts from now on is true if it commits */
+	swarm_doorbell_add(ring_nothing, rows_are_back, "", 0);
+}
+
+void
 swarm_quota_forget_all(void)
 {
 	HASH_SEQ_STATUS scan;
@@ -435,6 +445,22 @@ swarm_quota_forget_all(void)
 	{
 		if (q->key.database == MyDatabaseId)
 			q->counted = false;
+	}
+	LWLockRelease(swarm_memory_lock);
+}
+
+void
+swarm_quota_forget_database(Oid database)
+{
+	HASH_SEQ_STATUS scan;
+	Quota	   *q;
+
+	LWLockAcquire(swarm_memory_lock, LW_EXCLUSIVE);
+	hash_seq_init(&scan, swarm_memory_quotas);
+	while ((q = hash_seq_search(&scan)) != NULL)
+	{
+		if (q->key.database == database)
+			hash_search(swarm_memory_quotas, &q->key, HASH_REMOVE, NULL);
 	}
 	LWLockRelease(swarm_memory_lock);
 }
@@ -455,9 +481,19 @@ take_out(const QuotaChange *change, int sign)
 		q->entries += sign * change->entries;
 		q->bytes += sign * change->bytes;
 	}
-	else if (q != NULL && sign > 0)
+	else if (q != NULL)
 		q->stale = true;		/* counted when this was uncommitted, perhaps */
 	LWLockRelease(swarm_memory_lock);
+}
+
+/*
+ * Committed.  Rows that were written past the functions may have been added
+ * before there was a count, which others have made since.
+ */
+static void
+added_stays(void *item)
+{
+	take_out(item, 0);
 }
 
 /* Rolled back.  A prepared transaction may still commit: it stays counted. */
@@ -509,6 +545,13 @@ removal_counted(void *item)
 	pg_atomic_fetch_add_u32(&swarm_memory_shared->removals.changes, 1);
 	pg_atomic_fetch_sub_u32(&swarm_memory_shared->removals.committing, 1);
 	ConditionVariableBroadcast(&swarm_memory_shared->removals_end);
+}
+
+/* The TRUNCATE was rolled back, with a savepoint perhaps. */
+static void
+rows_are_back(void *item)
+{
+	swarm_quota_forget_all();
 }
 
 static void

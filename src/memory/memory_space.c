@@ -9,6 +9,7 @@
  */
 #include "postgres.h"
 
+#include "access/parallel.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
@@ -292,6 +293,12 @@ load(const char *name, int32 id)
 {
 	KnownSpace *known;
 
+	/* where the snapshot of now cannot be had, nor is known what was written */
+	if (IsParallelWorker())
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
+				 errmsg("cannot use a memory namespace in a parallel worker"),
+				 errhint("A function that calls those of memory must not be PARALLEL SAFE.")));
 	do
 	{
 		SwarmSpi	spi;

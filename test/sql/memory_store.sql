@@ -128,6 +128,21 @@ SELECT swarm.memory_expire('t/plain', 'a', NULL);
 SELECT swarm.memory_expire('t/plain', 'a', '1 s', 'ne');
 SELECT swarm.memory_list('t/plain', lim => -1);
 SELECT swarm.memory_get('t/plain', repeat('k', 2000)) IS NULL AS absent;
+-- at the ends of what there is
+SELECT swarm.memory_store('t/plain', 'far', '1', '1000000 years');
+SELECT swarm.memory_expire('t/plain', 'a', '1000000 years');
+SELECT swarm.memory_store('t/plain', 'far', '1', '250000 years'), swarm.memory_ttl('t/plain', 'far') > '249999 years' AS far;
+SELECT swarm.memory_store('t/plain', 'far', '2', '1 hour'), swarm.memory_expire_at('t/plain', 'far', 'infinity'), swarm.memory_ttl('t/plain', 'far') IS NULL AS for_ever;
+SELECT swarm.memory_expire_at('t/plain', 'far', '-infinity'), swarm.memory_get('t/plain', 'far') IS NULL AS gone;
+SELECT swarm.memory_store('t/plain', repeat('k', 1024), '1'), swarm.memory_get('t/plain', repeat('k', 1024)), swarm.memory_delete('t/plain', repeat('k', 1024)), swarm.memory_delete('t/plain', repeat('k', 1025));
+SELECT swarm.memory_increment('t/plain', 'a', NULL);
+SELECT swarm.memory_list('t/plain', NULL);
+SELECT swarm.memory_clear('t/plain', NULL);
+SELECT swarm.memory_search('t/plain', NULL);
+SELECT swarm.memory_ttl('t/plain', NULL);
+SELECT count(*) FROM swarm.memory_get_many('t/plain', NULL);
+SELECT swarm.memory_store_many('t/plain', '{"zero\u200bwidth": 1, "zerowidth": 2, "e\u0301": 3, "\u00e9": 4}'), swarm.memory_get('t/plain', U&'zero\200Bwidth'), swarm.memory_get('t/plain', 'zerowidth'), swarm.memory_get('t/plain', U&'e\0301'), swarm.memory_get('t/plain', U&'\00E9');
+SELECT key FROM swarm.memory_list('t/plain', '%') UNION ALL SELECT key FROM swarm.memory_list('t/plain', '\');
 SELECT swarm.memory_get('t/plain', 'a');
 
 -- the five actions
@@ -139,6 +154,12 @@ SELECT jsonb_path_query_array(swarm.memory_usage('list'), '$.entries[*].key'), s
 SELECT swarm.memory_usage('search', pattern => 'PLAIN') #- '{timestamp}' #- '{results,0,updatedAt}';
 SELECT swarm.memory_usage('delete', key => 'u1') - 'timestamp', (swarm.memory_usage('delete', key => 'u1'))->'deleted' AS again;
 SELECT swarm.memory_usage('forget', key => 'u1') - 'timestamp', swarm.memory_usage('store') - 'timestamp';
+SELECT swarm.memory_usage(NULL) - 'timestamp';
+SELECT swarm.memory_usage('store', key => 'u1', ttl => 0) - 'timestamp', swarm.memory_usage('retrieve', key => 'u1') - 'timestamp', swarm.memory_delete('default', 'u1');
+SELECT swarm.memory_usage('store', key => 'u1', value => '1', ttl => -1);
+SELECT swarm.memory_usage('store', NULL, 'u1', '1');
+SELECT swarm.memory_usage('list', 'nowhere');
+SELECT swarm.memory_usage('search', pattern => '%') - 'timestamp';
 SELECT (swarm.memory_usage('list')->>'timestamp') ~ '^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$' AS iso;
 
 -- overwriting: twice in a statement, what is large, what has expired, and where the table is not as it was made

@@ -87,9 +87,14 @@ $standby->safe_psql('postgres', q{SELECT swarm._clock_advance('1 day')});
 is(say_psql($session, q{SELECT swarm.memory_get('d', 'a') IS NULL, swarm.memory_get('d', 'c'), (SELECT array_agg(key) FROM swarm.memory_list('d'));}), 't|1|{c}', 'what has expired is not seen there');
 $standby->safe_psql('postgres', q{SELECT swarm._clock_advance(NULL)});
 
-# Promoted: the cache begins to work, and is right.
+# Promoted: the cache begins to work, and is right; also about what was prepared before.
+$primary->safe_psql('postgres', q{SELECT swarm.memory_store('d', 'p', '"before"'); BEGIN; SELECT swarm.memory_store('d', 'p', '"prepared"'); PREPARE TRANSACTION 'p'});
+caught_up();
 $primary->stop('immediate');
 $standby->promote;
+is($standby->safe_psql('postgres', q{SELECT swarm.memory_get('d', 'p'); SELECT swarm.memory_get('d', 'p')}), qq{"before"\n"before"}, 'a prepared transaction is not seen');
+$standby->safe_psql('postgres', q{COMMIT PREPARED 'p'});
+is($standby->safe_psql('postgres', q{SELECT swarm.memory_get('d', 'p'); SELECT swarm.memory_get('d', 'p')}), qq{"prepared"\n"prepared"}, '... until it is committed');
 is(say_psql($session, q{SELECT swarm.memory_get('d', 'a'), swarm.memory_get('d', 'a');}), '"new"|"new"', 'the same session after promotion');
 $standby->safe_psql('postgres', q{SELECT swarm.memory_store('d', 'a', '"promoted"')});
 is(say_psql($session, q{SELECT swarm.memory_get('d', 'a'), swarm.memory_get('d', 'a');}), '"promoted"|"promoted"', '... sees what is stored now');

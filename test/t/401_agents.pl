@@ -110,6 +110,9 @@ cmp_ok($healed, '>', 0.95 * @tasks, "$healed of " . scalar(@tasks) . ' faults ar
 diag $node->safe_psql('postgres', q{SELECT id, task, state, attempts, error FROM swarm.agent_tasks WHERE state <> 'done' AND id IN (} . join(',', @tasks) . ')')
   if $healed < @tasks;
 
+is($node->safe_psql('postgres', q{SELECT count(*) > 0, count(*) FILTER (WHERE NOT EXISTS (SELECT FROM swarm.memory_list('agent-metrics', 'agent-' || h.agent_id || '-metrics-', 1) m WHERE m.value->>'cpu' IS NOT NULL))
+	FROM swarm.agent_history() h WHERE h.status = 'success' AND h.outcome IS DISTINCT FROM 'stopped'}), 't|0', 'the tracker has a sample of every agent that has done something');
+
 # Many spawn at once, and nothing is left over.
 my $wait = $PostgreSQL::Test::Utils::timeout_default;
 my @sessions = map { start_psql($node, "SELECT count(*) FROM swarm.agent_spawn((SELECT jsonb_agg(jsonb_build_object('type', 'w', 'name', 's$_-' || i)) FROM generate_series(1, 10) i), timeout => '$wait s') WHERE status = 'spawned'") } 1 .. 20;
