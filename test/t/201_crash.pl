@@ -211,7 +211,7 @@ for (1 .. 3)
 {
 	$node->stop('immediate');
 	$node->start;
-	$node->poll_query_until('postgres', q{SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type = 'pg_swarm scheduler'});
+	poll_sql($node, q{SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type = 'pg_swarm scheduler'});
 }
 all_done('crash after crash');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM swarm.health() WHERE NOT ok'), '0', 'health() has no complaint');
