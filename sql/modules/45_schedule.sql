@@ -44,6 +44,8 @@ BEGIN
         MESSAGE = 'schedules require pg_cron in this database',
         HINT = CASE WHEN current_setting('cron.database_name', true) IS NULL
             THEN 'Add pg_cron to shared_preload_libraries, set cron.database_name to this database, restart, and run CREATE EXTENSION pg_cron.'
+            WHEN current_setting('cron.database_name') = current_database()
+            THEN 'Run CREATE EXTENSION pg_cron.'
             ELSE format('pg_cron runs in database %I. Set cron.database_name to this one, or call there: SELECT cron.schedule_in_database(''NAME'', ''CRON'', %L, %L);',
                 current_setting('cron.database_name', true), command, current_database()) END;
 END $$;

@@ -24,6 +24,7 @@ cron.use_background_workers = on
 X
 $node->restart;
 work_table($node);
+sql_fails($node, q{SELECT swarm.schedule_create('s', '* * * * *', 'sql')}, qr/55000.*HINT:  Run CREATE EXTENSION pg_cron/s, 'without the extension in its database');
 $node->safe_psql('postgres', q{
 CREATE EXTENSION pg_cron;
 CREATE ROLE owner LOGIN;
