@@ -144,11 +144,13 @@ SELECT count(swarm.job_enqueue(k, queue => 'job_lease')) FROM unnest('{job_lease
 SELECT swarm.job_enqueue('job_lease', queue => 'job_lease') AS job \gset
 CREATE PROCEDURE job_lease.claim_all() LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO job_lease.claims (id, token, args) SELECT id, token, to_jsonb(kind) FROM swarm.job_claim('job_lease', 10, '30 days');
+    INSERT INTO job_lease.claims (id, token, args) SELECT id, token, to_jsonb(kind) FROM swarm.job_claim('job_lease', 10, '30 days') ORDER BY id;
     RAISE NOTICE '%', (SELECT string_agg(args #>> '{}', ' ' ORDER BY n) FROM job_lease.claims);
 END $$;
 \set VERBOSITY terse
 TRUNCATE job_lease.claims;
+-- registering kinds has the queue read anew: what came meanwhile stands before the others
+CALL job_lease.until($$(SELECT ready = 7 FROM swarm.queues WHERE queue = 'job_lease')$$);
 CALL job_lease.claim_all();
 CALL job_lease.claim_all();
 SELECT swarm.job_complete(id, token) FROM job_lease.claims WHERE args = '"job_lease_one"';
