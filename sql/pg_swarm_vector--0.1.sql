@@ -11,6 +11,16 @@
 
 \echo Use "CREATE EXTENSION pg_swarm_vector" to load this file. \quit
 
+DO $$
+BEGIN
+    IF to_regtype('halfvec') IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+            MESSAGE = format('pg_swarm_vector needs pgvector 0.7.0 or later, this is %s',
+                (SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'vector')),
+            HINT = 'Where a later one is installed: ALTER EXTENSION vector UPDATE.';
+    END IF;
+END $$;
+
 -- Support function 1 of an operator class says for which metric and type it is.
 CREATE FUNCTION swarm._qhnsw_vector_l2(internal)
 RETURNS internal

@@ -16,6 +16,15 @@ if ($node->safe_psql('postgres', "SELECT count(*) FROM pg_available_extensions W
 	plan skip_all => 'pgvector is not installed';
 }
 
+# the first version with halfvec
+if ($node->safe_psql('postgres', q{SELECT count(*) FROM pg_available_extension_versions WHERE name = 'vector' AND string_to_array(version, '.')::int[] >= '{0,7}'}) eq '0')
+{
+	sql_fails($node, 'CREATE EXTENSION pg_swarm_vector CASCADE', qr/0A000.*needs pgvector 0\.7\.0/s, 'an older pgvector is refused');
+	$node->stop;
+	done_testing();
+	exit;
+}
+
 # one command brings all three, wherever pgvector is
 $node->safe_psql('postgres', 'CREATE EXTENSION pg_swarm_vector CASCADE');
 hnsw_functions($node, 'postgres');
