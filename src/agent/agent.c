@@ -32,8 +32,6 @@ static struct
 	{"pg_swarm.agent_weight_meaning", "Weight, in the ranking of agents, of a description that is near the query.", 0.30},
 };
 
-static void (*previous_history_hook) (TimestampTz before) = NULL;
-
 /* old_history: agents that have ended go with the history of jobs. */
 static void
 old_history(TimestampTz before)
@@ -42,8 +40,6 @@ old_history(TimestampTz before)
 	Oid			types[] = {TIMESTAMPTZOID};
 	Datum		values[] = {TimestampTzGetDatum(before)};
 
-	if (previous_history_hook)
-		previous_history_hook(before);
 	swarm_spi_begin(&spi);
 	swarm_spi_execute("SELECT swarm._agent_prune($1)", 1, types, values, NULL);
 	swarm_spi_end(&spi);
@@ -52,8 +48,7 @@ old_history(TimestampTz before)
 void
 swarm_agent_init(void)
 {
-	previous_history_hook = swarm_job_history_hook;
-	swarm_job_history_hook = old_history;
+	swarm_job_history_register(old_history);
 	DefineCustomBoolVariable("pg_swarm.parallel_spawn",
 							 "Start agents in parallel; off starts one after the other.",
 							 NULL, &parallel_spawn, true,

@@ -454,7 +454,8 @@ extern void swarm_job_history_prepare(void);
 extern void swarm_job_history_drop_old(void);
 
 /* Called with it: what a module keeps of jobs that ended before then may go. */
-extern void (*swarm_job_history_hook) (TimestampTz before);
+typedef void (*SwarmHistoryPrune) (TimestampTz before);
+extern void swarm_job_history_register(SwarmHistoryPrune prune);
 
 /* Open, for writing, the partition of that time; makes it if need be. */
 extern Relation swarm_job_history_open(TimestampTz finished);

@@ -30,7 +30,10 @@
 #define PARTITION_TRIES		500
 #define PARTITION_WAIT_US	5000
 
-void		(*swarm_job_history_hook) (TimestampTz before) = NULL;
+#define MAX_PRUNES			8
+
+static SwarmHistoryPrune prunes[MAX_PRUNES];
+static int	nprunes = 0;
 
 static int	history_keep_min = 7 * 24 * 60;
 
@@ -39,6 +42,13 @@ static Oid	find_partition(int64 day);
 static void make_partition(int64 day);
 static int64 day_of(TimestampTz t);
 static void partition_name(char *name, Size size, int64 day);
+
+void
+swarm_job_history_register(SwarmHistoryPrune prune)
+{
+	Assert(nprunes < MAX_PRUNES);
+	prunes[nprunes++] = prune;
+}
 
 void
 swarm_job_history_init(void)
@@ -159,8 +169,8 @@ swarm_job_history_drop_old(void)
 			swarm_spi_execute(psprintf("DROP TABLE swarm.%s", name), 0, NULL, NULL, NULL);
 	}
 	swarm_spi_end(&spi);
-	if (swarm_job_history_hook)
-		swarm_job_history_hook(before - before % USECS_PER_DAY);
+	for (int i = 0; i < nprunes; i++)
+		prunes[i] (before - before % USECS_PER_DAY);
 }
 
 /*

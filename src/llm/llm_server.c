@@ -92,8 +92,6 @@ check_endpoints(char **value, void **extra, GucSource source)
 	return ok;
 }
 
-static void (*previous_history_hook) (TimestampTz before) = NULL;
-
 /* old_history: conversations go with the history of jobs. */
 static void
 old_history(TimestampTz before)
@@ -102,8 +100,6 @@ old_history(TimestampTz before)
 	Oid			types[] = {TIMESTAMPTZOID};
 	Datum		values[] = {TimestampTzGetDatum(before)};
 
-	if (previous_history_hook)
-		previous_history_hook(before);
 	swarm_spi_begin(&spi);
 	swarm_spi_execute("SELECT swarm._llm_prune($1)", 1, types, values, NULL);
 	swarm_spi_end(&spi);
@@ -112,8 +108,7 @@ old_history(TimestampTz before)
 void
 swarm_llm_init(void)
 {
-	previous_history_hook = swarm_job_history_hook;
-	swarm_job_history_hook = old_history;
+	swarm_job_history_register(old_history);
 	DefineCustomStringVariable("pg_swarm.llm_allowed_endpoints",
 							   "Endpoints that roles without superuser rights may create servers for, separated by commas.", NULL,
 							   &swarm_llm_allowed_endpoints, "",

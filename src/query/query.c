@@ -22,16 +22,6 @@ static const struct config_enum_entry max_pause_actions[] = {
 	{NULL, 0, false}
 };
 
-static void (*previous_history_hook) (TimestampTz before) = NULL;
-
-static void
-old_history(TimestampTz before)
-{
-	if (previous_history_hook)
-		previous_history_hook(before);
-	swarm_query_prune(before);
-}
-
 void
 swarm_query_init(void)
 {
@@ -60,8 +50,7 @@ swarm_query_init(void)
 							"Most bytes that a statement's result keeps.", NULL,
 							&swarm_query_result_kb, 1024, 0, 100 * 1024,
 							PGC_USERSET, GUC_UNIT_KB, NULL, NULL, NULL);
-	previous_history_hook = swarm_job_history_hook;
-	swarm_job_history_hook = old_history;
+	swarm_job_history_register(swarm_query_prune);
 	swarm_query_shmem_init();
 	swarm_query_pause_init();
 	swarm_query_watch_init();

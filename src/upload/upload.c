@@ -64,17 +64,6 @@ static SwarmShmemPiece runs_piece = {
 	.lock = &shared_lock
 };
 
-static void (*previous_history_hook) (TimestampTz before) = NULL;
-
-/* old_history: batches go with the history of jobs. */
-static void
-old_history(TimestampTz before)
-{
-	if (previous_history_hook)
-		previous_history_hook(before);
-	swarm_upload_prune(before);
-}
-
 void
 swarm_upload_init(void)
 {
@@ -92,8 +81,7 @@ swarm_upload_init(void)
 							&swarm_s3_part_kb, 8 * 1024, SWARM_S3_PART_MIN / 1024, 4 * 1024 * 1024,
 							PGC_USERSET, GUC_UNIT_KB, NULL, NULL, NULL);
 	swarm_shmem_register(&runs_piece);
-	previous_history_hook = swarm_job_history_hook;
-	swarm_job_history_hook = old_history;
+	swarm_job_history_register(swarm_upload_prune);
 }
 
 static Size
