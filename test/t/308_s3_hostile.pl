@@ -97,6 +97,22 @@ sql_fails($node, "SET ROLE member; SELECT swarm.s3_$_($b)", qr/42704/, "... by o
 is(sql("SET ROLE member; SELECT count(*) FROM swarm.s3_batches"), '0', '... nor in the view');
 is(sql("SET ROLE member; SELECT count(*) FROM swarm.s3_files"), '0', '... of files neither');
 
+# Who inherits it, or is a superuser, has its batches sent again: with its rights, not with his own.
+foreach my $set ('SET ROLE heir;', '')
+{
+	s3_clear($s3);
+	s3_rules($s3, { match => '^PUT ', status => 403, code => 'AccessDenied' });
+	$b = (split /\n/, sql(q{SET ROLE app; SELECT swarm.s3_upload('fake', 'docs', ARRAY[swarm.s3_file('who', swarm.from_query('SELECT current_user'))])}))[-1];
+	is(status($b)->{status}, 500, 'a batch of the role fails');
+	s3_clear($s3);
+	is((split /\n/, sql("$set SELECT swarm.s3_retry($b)"))[-1], '1', "... \"$set\" has it sent again");
+	is(status($b)->{status}, 200, '... which succeeds');
+	is(s3_objects($s3)->{'docs/who'}, "app\n", '... as its owner');
+}
+sql('REVOKE USAGE ON FOREIGN SERVER fake FROM app');
+sql_fails($node, "SELECT swarm.s3_retry($b)", qr/42501/, '... if he may still use the server');
+sql('GRANT USAGE ON FOREIGN SERVER fake TO app');
+
 # Few descriptors: files wait for one another, none fails.
 s3_clear($s3);
 my $dir = PostgreSQL::Test::Utils::tempdir();
