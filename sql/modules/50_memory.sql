@@ -343,7 +343,7 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'origin_path must begin with a bucket', HINT = 'For example: bucket, or bucket/prefix/.';
     END IF;
-    IF octet_length(part) > 900 OR part ~ '[[:cntrl:]]' OR starts_with(part, '/') OR part ~ '(^|/)\.\.?(/|$)' THEN
+    IF octet_length(part) > 900 OR part ~ '[[:cntrl:]]' OR starts_with(part, '/') OR part ~ '(^|/)[.][.]?(/|$)' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'origin_path is not valid',
             HINT = 'It has no slash at its beginning, no segments "." and "..", no control characters.';
     END IF;
@@ -799,7 +799,7 @@ AS 'MODULE_PATHNAME', 'swarm__memory_text';
 CREATE FUNCTION swarm._memory_query(query text) RETURNS tsquery
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RETURN (SELECT string_agg('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || ''':*', ' | ')::tsquery
+    RETURN (SELECT string_agg('''' || replace(replace(lexeme, E'\\', E'\\\\'), '''', '''''') || ''':*', ' | ')::tsquery
             FROM unnest(to_tsvector('english'::regconfig, query)));
 END $$;
 
@@ -1432,7 +1432,7 @@ DECLARE
 BEGIN
     IF to_regclass('cron.job') IS NOT NULL THEN
         EXECUTE $q$SELECT count(cron.unschedule(jobid)) FROM cron.job
-                   WHERE jobname LIKE 'pg\_swarm maintenance: %' AND database = current_database()
+                   WHERE starts_with(jobname, 'pg_swarm maintenance: ') AND database = current_database()
                      AND username = current_user$q$ INTO n;
     END IF;
     RETURN n;

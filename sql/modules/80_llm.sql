@@ -1138,7 +1138,7 @@ BEGIN
         RETURN NULL;
     END IF;
     messages := to_jsonb(q.body);
-    IF q.body ~ '^\s*\[' THEN
+    IF q.body ~ '^[[:space:]]*[[]' THEN
         BEGIN
             messages := q.body::jsonb;
         EXCEPTION WHEN invalid_text_representation THEN

@@ -52,7 +52,7 @@ AS 'MODULE_PATHNAME', 'swarm_rule_model';
 -- Temporary files of a process now, in bytes.
 CREATE FUNCTION swarm._temp_bytes(pid int) RETURNS bigint
 LANGUAGE sql VOLATILE STRICT PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
-AS $$ SELECT coalesce(sum(size), 0)::bigint FROM pg_ls_tmpdir() WHERE name LIKE 'pgsql\_tmp' || pid || '.%' $$;
+AS $$ SELECT coalesce(sum(size), 0)::bigint FROM pg_ls_tmpdir() WHERE starts_with(name, 'pgsql_tmp' || pid || '.') $$;
 
 INSERT INTO swarm._rule (name, owner, priority, condition, action, params, enabled, on_demand, shipped) VALUES
 ('runaway-query-termination', 10::oid::regrole, 10,

@@ -291,6 +291,13 @@ swarm__hook_run(PG_FUNCTION_ARGS)
 	SwarmHookPhase phase;
 	char	   *veto;
 
+	for (int i = 0; i < 3; i++)
+	{
+		if (PG_ARGISNULL(i))
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("only the payload of a hook may be null")));
+	}
 	text_to_cstring_buffer(PG_GETARG_TEXT_PP(1), event, sizeof(event));
 	phase = VARSIZE_ANY_EXHDR(PG_GETARG_TEXT_PP(2)) == 6 ? SWARM_HOOK_BEFORE : SWARM_HOOK_AFTER;
 	if (!swarm_hook_wanted(event, phase))
