@@ -590,16 +590,13 @@ static void
 describe_failure(SwarmNetState *state)
 {
 	SwarmNetRequest *request = state->request;
+	const char *text = state->note != NULL ? state->note :
+	state->message[0] ? state->message : curl_easy_strerror(request->curl_code);
 
 	snprintf(request->error_name, sizeof(request->error_name), "curl %d", request->curl_code);
 	if (state->note != NULL && state->note_errno != 0)
-		snprintf(request->error_text, sizeof(request->error_text), "%s: %s",
-				 state->note, strerror(state->note_errno));
-	else
-		strlcpy(request->error_text,
-				state->note != NULL ? state->note :
-				state->message[0] ? state->message : curl_easy_strerror(request->curl_code),
-				sizeof(request->error_text));
+		text = psprintf("%s: %s", state->note, strerror(state->note_errno));
+	swarm_net_text(request->error_text, sizeof(request->error_text), text);
 	/* a callback's refusal is final whatever curl makes of it */
 	if (state->note != NULL)
 		request->curl_code = CURLE_ABORTED_BY_CALLBACK;

@@ -249,7 +249,7 @@ fail_files(SwarmUpload *upload, const ErrorData *edata)
 		file->state = upload->cancelled ? FILE_CANCELLED : FILE_FAILED;
 		file->dirty = true;
 		strlcpy(file->code, unpack_sql_state(edata->sqlerrcode), sizeof(file->code));
-		strlcpy(file->error, edata->message, sizeof(file->error));
+		swarm_net_text(file->error, sizeof(file->error), edata->message);
 	}
 }
 

@@ -415,7 +415,7 @@ open_source(SwarmUploadFile *file)
 		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED || edata->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN)
 			ReThrowError(edata);
 		strlcpy(file->code, unpack_sql_state(edata->sqlerrcode), sizeof(file->code));
-		strlcpy(file->error, edata->message ? edata->message : "missing error text", sizeof(file->error));
+		swarm_net_text(file->error, sizeof(file->error), edata->message ? edata->message : "missing error text");
 		FreeErrorData(edata);
 		event(file, FILE_EVENT_FAIL);
 		return;

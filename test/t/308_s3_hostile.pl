@@ -35,6 +35,11 @@ $r = status(sql("SELECT swarm.s3_upload('fake', 'docs', ARRAY[swarm.s3_file('a',
 is("$r->{status} $r->{failed}[0]{code}", '500 UnexpectedAnswer', 'an upload id of such bytes');
 is(sql('SELECT count(*) FROM swarm._s3_file WHERE upload_id IS NOT NULL'), '0', '... is not stored');
 
+# An error that does not fit is cut between characters: the first of these would be cut inside of one.
+$r = sql(q{SELECT swarm.s3_upload('fake', 'docs', (SELECT array_agg(swarm.s3_file('cut/' || i, swarm.from_query(format('SELECT %L::int', repeat('x', i) || repeat('ä', 300))))) FROM generate_series(0, 1) i))});
+jobs_end($node, 'a batch of queries that fail');
+is(sql("SELECT bool_and(length(convert_from(convert_to(error, 'UTF8'), 'UTF8')) > 100 AND octet_length(error) >= 254) FROM swarm._s3_file WHERE batch = $r"), 't', '... an error is cut between characters');
+
 # An answer that does not say where it ends may have been cut.
 s3_clear($s3);
 sql(q{SELECT FROM swarm.s3_upload_sync('fake', 'docs', ARRAY[swarm.s3_file('a', 'abcdef'::bytea)])});
