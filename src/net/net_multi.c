@@ -132,17 +132,19 @@ engine_start(void)
 }
 
 /*
- * engine_stop: the process ends; nothing may be left marked as under way.  The
- * multi handle is left to the kernel: closing it could wait for a thread that
- * resolves a name.
+ * engine_stop: the process ends; nothing may be left marked as under way, nor
+ * be counted again when the memory of a request goes.  The handles are left to
+ * the kernel: closing them could wait for a thread that resolves a name.
  */
 static void
 engine_stop(int code, Datum arg)
 {
 	for (int i = 0; i < MAX_RUNNING; i++)
 	{
-		if (under_way[i] != NULL)
-			swarm_breaker_dropped(under_way[i]->request->endpoint, under_way[i]->probing);
+		if (under_way[i] == NULL)
+			continue;
+		swarm_breaker_dropped(under_way[i]->request->endpoint, under_way[i]->probing);
+		under_way[i]->easy = NULL;
 		under_way[i] = NULL;
 	}
 }

@@ -118,6 +118,33 @@ sql('REVOKE USAGE ON FOREIGN SERVER fake FROM app');
 sql_fails($node, "SELECT swarm.s3_retry($b)", qr/42501/, '... if he may still use the server');
 sql('GRANT USAGE ON FOREIGN SERVER fake TO app');
 
+# A session that is terminated takes back what it has under way, and no more.
+s3_clear($s3);
+s3_rules($s3, { match => '^GET ', wait => 1 });
+my @sessions = map { start_psql($node, undef) } 1, 2;
+my @pids = map { say_psql($_, 'SELECT pg_backend_pid();') } @sessions;
+foreach (@sessions)
+{
+	$_->{out} = '';
+	$_->{in} .= "SELECT length(swarm.s3_get('fake', 'docs', 'who'));\n\\q\n";
+	$_->{run}->pump_nb;
+}
+poll_ok($node, 'SELECT sum(running) FROM swarm._s3_endpoints()', 'two sessions wait for a server', '2');
+sql("SELECT pg_terminate_backend($pids[0], 60000)");
+is(sql('SELECT sum(running) FROM swarm._s3_endpoints()'), '1', '... one is terminated: the other is counted');
+
+# The record of an endpoint that is busy is not given away while others are idle.
+sql(q{DO $$ BEGIN FOR i IN 1 .. 80 LOOP
+	EXECUTE format('CREATE SERVER many_%s FOREIGN DATA WRAPPER swarm_s3 OPTIONS (endpoint %L)', i, 'http://127.0.0.1:' || i);
+	EXECUTE format('CREATE USER MAPPING FOR PUBLIC SERVER many_%s OPTIONS (access_key_id ''a'', secret_access_key ''b'')', i);
+	PERFORM swarm.s3_presign(('many_' || i)::name, 'docs', 'a');
+END LOOP; END $$});
+is(sql("SELECT running FROM swarm._s3_endpoints() WHERE endpoint = '$s3->{url}'"), '1', 'eighty endpoints later it is known still');
+go($s3);
+is(finish_psql($sessions[1]), "4\n", '... and answers');
+finish_psql($sessions[0]);
+s3_clear($s3);
+
 # Few descriptors: files wait for one another, none fails.
 s3_clear($s3);
 my $dir = PostgreSQL::Test::Utils::tempdir();
