@@ -637,15 +637,20 @@ static void
 query_to_lines(SwarmSpool *spool, const char *sql)
 {
 	Portal		portal;
+	MemoryContext page;
 
 	SPI_connect();
+	page = AllocSetContextCreate(CurrentMemoryContext, "pg_swarm rows", ALLOCSET_DEFAULT_SIZES);
 	portal = SPI_cursor_open_with_args(NULL, sql, 0, NULL, NULL, NULL, true, 0);
 	BlessTupleDesc(portal->tupDesc);
 	for (;;)
 	{
+		MemoryContext old;
+
 		SPI_cursor_fetch(portal, true, ROWS);
 		if (SPI_processed == 0)
 			break;
+		old = MemoryContextSwitchTo(page);
 		for (uint64 i = 0; i < SPI_processed; i++)
 		{
 			Datum		row = heap_copy_tuple_as_datum(SPI_tuptable->vals[i], portal->tupDesc);
@@ -655,9 +660,9 @@ query_to_lines(SwarmSpool *spool, const char *sql)
 
 			swarm_spool_write(spool, utf8, strlen(utf8));
 			swarm_spool_write(spool, "\n", 1);
-			pfree(line);
-			pfree(DatumGetPointer(row));
 		}
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(page);
 		SPI_freetuptable(SPI_tuptable);
 	}
 	SPI_cursor_close(portal);

@@ -35,6 +35,12 @@ $r = status(sql("SELECT swarm.s3_upload('fake', 'docs', ARRAY[swarm.s3_file('a',
 is("$r->{status} $r->{failed}[0]{code}", '500 UnexpectedAnswer', 'an upload id of such bytes');
 is(sql('SELECT count(*) FROM swarm._s3_file WHERE upload_id IS NOT NULL'), '0', '... is not stored');
 
+s3_clear($s3);
+sql(q{SELECT FROM swarm.s3_upload_sync('fake', 'docs', ARRAY[swarm.s3_file('a', 'x'::bytea)])});
+s3_rules($s3, { match => '^GET ', class => 'ff41c0' });
+sql_fails($node, q{SELECT storage_class FROM swarm.s3_list('fake', 'docs')}, qr/22021/, 'a storage class of such bytes');
+s3_clear($s3);
+
 # An error that does not fit is cut between characters: the first of these would be cut inside of one.
 $r = sql(q{SELECT swarm.s3_upload('fake', 'docs', (SELECT array_agg(swarm.s3_file('cut/' || i, swarm.from_query(format('SELECT %L::int', repeat('x', i) || repeat('ä', 300))))) FROM generate_series(0, 1) i))});
 jobs_end($node, 'a batch of queries that fail');
