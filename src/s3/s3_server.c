@@ -390,7 +390,9 @@ swarm_s3_server(const char *name)
 	if (value != NULL)
 		(void) parse_bool(value, &server->sign_payload);
 	value = option(foreign->options, "max_parallel");
-	server->max_parallel = value ? atoi(value) : DEFAULT_PARALLEL;
+	server->max_parallel = DEFAULT_PARALLEL;
+	if (value != NULL)
+		(void) parse_int(value, &server->max_parallel, 0, NULL);	/* as its check */
 	server->ca_file = option(foreign->options, "ca_file");
 	server->allowed_bucket = option(foreign->options, "allowed_bucket");
 	server->allowed_prefix = option(foreign->options, "allowed_prefix");

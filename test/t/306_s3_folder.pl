@@ -157,6 +157,8 @@ foreach my $change ('REVOKE INSERT ON target FROM importer', 'ALTER TABLE target
 
 # All there is, and numbers as the server reads them
 is(sql(q{SELECT convert_from(swarm.s3_get('folder', 'list', 'a0', 2, 9223372036854775807), 'UTF8')}), 'her', 'a length beyond all');
+sql("CREATE SERVER hex FOREIGN DATA WRAPPER swarm_s3 OPTIONS (endpoint 'file://$folder', max_parallel '0x8')");
+is(sql(q{SET statement_timeout = '60s'; SELECT length(swarm.s3_get('hex', 'list', 'a0'))}), '5', 'max_parallel in hexadecimal');
 
 # Nothing outside of the folder
 mkdir "$top/outside";
