@@ -598,6 +598,7 @@ describe_failure(SwarmNetState *state)
 	snprintf(request->error_name, sizeof(request->error_name), "curl %d", request->curl_code);
 	if (state->note != NULL && state->note_errno != 0)
 		text = psprintf("%s: %s", state->note, strerror(state->note_errno));
+
 	swarm_net_text(request->error_text, sizeof(request->error_text), text);
 	/* a callback's refusal is final whatever curl makes of it */
 	if (state->note != NULL)
