@@ -1178,17 +1178,22 @@ BEGIN
     ORDER BY at LIMIT 1000 FOR UPDATE SKIP LOCKED);
     DELETE FROM swarm._agent_task WHERE id IN (SELECT id FROM swarm._agent_task WHERE finished_at < swarm._now() - '7 days'::interval
     ORDER BY finished_at LIMIT 1000 FOR UPDATE SKIP LOCKED);
+    DELETE FROM swarm._agent_message WHERE id IN (SELECT id FROM swarm._agent_message WHERE sent_at < swarm._now() - '7 days'::interval
+    ORDER BY sent_at LIMIT 1000 FOR UPDATE SKIP LOCKED);
 END $$;
 
 -- Agents that have ended go with the history of jobs, with what hangs on them;
--- not those for which a task waits.
+-- not those for which a task waits. So do the calls that spawned them, and sets
+-- that no agent is in any more.
 CREATE FUNCTION swarm._agent_prune(before timestamptz) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     gone bigint[];
     linked int[];
+    empty int[];
 BEGIN
     PERFORM swarm._agent_purge();
+    DELETE FROM swarm._spawn_batch b WHERE b.started_at < before;
     WITH ended AS (
         DELETE FROM swarm._agent a WHERE a.id IN (
             SELECT o.id FROM swarm._agent o
@@ -1197,6 +1202,11 @@ BEGIN
             FOR UPDATE SKIP LOCKED)
         RETURNING a.id)
     SELECT array_agg(id) INTO gone FROM ended;
+    -- one that somebody is just spawning agents of has a lock on its row; who
+    -- did so before we had ours is seen by the second statement
+    SELECT array_agg(id) INTO empty FROM (SELECT s.id FROM swarm._agent_set s
+        WHERE NOT EXISTS (SELECT FROM swarm._agent a WHERE a.set = s.id) FOR UPDATE SKIP LOCKED) l;
+    DELETE FROM swarm._agent_set s WHERE s.id = ANY (empty) AND NOT EXISTS (SELECT FROM swarm._agent a WHERE a.set = s.id);
     IF gone IS NULL THEN
         RETURN;
     END IF;
@@ -1224,14 +1234,15 @@ CREATE FUNCTION swarm._agent_start(roles oid[], procs oid[], batch_size int, max
 RETURNS SETOF record LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm__agent_start';
 
--- The id of a set of agents; makes it.
+-- The id of a set of agents; makes it. It stays until this transaction ends.
 CREATE FUNCTION swarm._agent_set_of(of_owner oid, of_type text, of_capabilities text[]) RETURNS int
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     found_id int;
 BEGIN
     LOOP
-        SELECT s.id INTO found_id FROM swarm._agent_set s WHERE s.type = of_type AND s.owner = of_owner AND s.capabilities = of_capabilities;
+        SELECT s.id INTO found_id FROM swarm._agent_set s WHERE s.type = of_type AND s.owner = of_owner AND s.capabilities = of_capabilities
+        FOR KEY SHARE;
         IF FOUND THEN
             RETURN found_id;
         END IF;
