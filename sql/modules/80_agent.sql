@@ -1263,7 +1263,8 @@ DECLARE
     e jsonb;
     i int;
     j int;
-    names text[]; types text[]; owners oid[]; procs oid[]; layers int[]; errors text[]; ms float8[]; batches int[]; ids bigint[]; vetoed text;
+    names text[]; types text[]; owners oid[]; procs oid[]; layers int[]; errors text[]; ms float8[]; batches int[]; ids bigint[];
+    asked int[] := '{}'; vetoes text[];
     y swarm._agent_type;
     schema jsonb := swarm.agent_schema('agent');
     proc oid;
@@ -1338,10 +1339,17 @@ BEGIN
                     errors[i] := format('there are %s agents of type "%s" already, its max_concurrency', y.max_concurrency, y.name);
                 END IF;
             END IF;
-            IF errors[i] IS NULL THEN
+            IF errors[i] IS NULL AND y.max_concurrency IS NULL THEN
+                asked := asked || i;
+            ELSIF errors[i] IS NULL THEN
+                -- at once: a refused one leaves its place to the next
                 errors[i] := 'hook: ' || swarm._hook_run(caller, 'agent_spawn', 'before', e);
             END IF;
         END IF;
+    END LOOP;
+    vetoes := swarm._hook_run_all(caller, 'agent_spawn', 'before', (SELECT array_agg(agents->(k - 1) ORDER BY k) FROM unnest(asked) k));
+    FOR i IN 1 .. coalesce(cardinality(vetoes), 0) LOOP
+        errors[asked[i]] := 'hook: ' || vetoes[i];
     END LOOP;
 
     -- layers: who depends on nobody, who depends on those, ...
@@ -1465,8 +1473,9 @@ BEGIN
         IF errors[i] IS NULL AND e ? 'task' THEN
             PERFORM swarm._task_submit(caller, jsonb_build_object('agent', ids[i], 'task', e->'task', 'priority', coalesce(e->>'priority', 'medium')));
         END IF;
-        PERFORM swarm._hook_run(caller, 'agent_spawn', 'after', jsonb_build_object('id', ids[i], 'name', names[i], 'type', types[i], 'error', errors[i]));
     END LOOP;
+    PERFORM swarm._hook_run_all(caller, 'agent_spawn', 'after', (SELECT array_agg(
+        jsonb_build_object('id', ids[k], 'name', names[k], 'type', types[k], 'error', errors[k]) ORDER BY k) FROM generate_series(1, n) k));
     PERFORM swarm._agent_adopt(spawned);
     -- help busy ones of the same type and role that have more than they do
     PERFORM swarm._agent_wake(x.id) FROM unnest(spawned) x(id) JOIN swarm._agent o ON o.id = x.id
