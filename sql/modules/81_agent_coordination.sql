@@ -177,7 +177,7 @@ DECLARE
 BEGIN
     IF target IS NULL OR target !~ '^(agent|server):.' OR policy IS NULL OR misfit IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('invalid retry policy: %s', coalesce(misfit, CASE WHEN policy IS NULL THEN 'no policy' ELSE 'no target' END)),
+            MESSAGE = format('invalid retry policy: %s', CASE WHEN policy IS NULL THEN 'no policy' ELSE coalesce(misfit, 'no target') END),
             HINT = 'Targets are agent:TYPE and server:NAME.';
     ELSIF least((policy->>'first_wait')::interval, (policy->>'max_wait')::interval, (policy->>'cooldown')::interval) < '0'
        OR greatest((policy->>'first_wait')::interval, (policy->>'max_wait')::interval, (policy->>'cooldown')::interval) > '1 day' THEN
@@ -371,8 +371,10 @@ DECLARE
     new_id int;
     a bigint;
 BEGIN
-    IF name IS NULL OR kind IS NULL OR kind NOT IN ('mesh', 'hierarchical', 'ring', 'star') THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('topology "%s" is not known', kind),
+    IF name IS NULL OR name = '' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'a topology needs a name';
+    ELSIF kind IS NULL OR kind NOT IN ('mesh', 'hierarchical', 'ring', 'star') THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('topology "%s" is not known', coalesce(kind, 'NULL')),
             HINT = 'Known are mesh, hierarchical, ring and star.';
     ELSIF coalesce(cardinality(agents), 0) < 1 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'a topology needs agents';
@@ -726,7 +728,7 @@ CREATE FUNCTION swarm._protocol_create(caller oid, name text, spec jsonb) RETURN
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    misfit text := coalesce(swarm._json_misfit(spec, swarm._protocol_schema(), '$'), CASE WHEN spec IS NULL THEN '$ is null' END);
+    misfit text := CASE WHEN spec IS NULL THEN '$ is null' ELSE swarm._json_misfit(spec, swarm._protocol_schema(), '$') END;
     step jsonb;
     old record;
 BEGIN
@@ -742,6 +744,8 @@ BEGIN
             RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
                 MESSAGE = format('invalid protocol: a step "%s" needs %s', step->>'do', misfit);
         END IF;
+        -- errors if it is no name, or no time
+        PERFORM parse_ident(step->>'function'), (step->>'ttl')::interval;
     END LOOP;
     SELECT p.owner, p.builtin INTO old FROM swarm._protocol p WHERE p.name = _protocol_create.name;
     IF FOUND AND old.builtin THEN

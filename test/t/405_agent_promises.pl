@@ -105,6 +105,44 @@ poll_ok($node, 'SELECT count(*) FROM log', 'tasks of a resumed agent', '5');
 is(sql(q{SELECT string_agg(task #>> '{}', ' ' ORDER BY n) FROM log}), 'critical4 high1 low0 high3 low2', 'critical ones first, then by priority, but age counts');
 sql('SELECT swarm._clock_advance(NULL)');
 
+# What would stop an agent, or those who spawn one, is refused when it is said
+foreach my $t (
+	[ q{swarm.task_submit('{"type": "w", "run_at": "infinity"}')}, '22023: .*run_at must be finite' ],
+	[ q{swarm.task_submit('{"type": "w", "deadline": "infinity"}')}, '22023: .*deadline must be finite' ],
+	[ q{swarm.task_submit('{"agent": 1e30}')}, '22023: .*agent must be at most' ],
+	[ q{swarm.task_submit('{"timeout": "25 days"}')}, '22023: .*timeout must be between' ],
+	[ q{swarm.agent_type_create('{"name": "x", "capabilities": [], "handler": "public.work", "budget": {"max_task_time": "1000000 years"}}')}, '22023: .*max_task_time must be at most' ],
+	[ q{swarm.agent_type_create('{"name": "x", "capabilities": [], "handler": "public.work", "budget": {"max_tasks": 99999999999}}')}, '22023: .*max_tasks must be at most' ],
+	[ q{swarm.agent_type_create('{"name": "x", "capabilities": [], "handler": "public.work", "max_concurrency": 99999999999}')}, '22023: .*max_concurrency must be at most' ],
+	[ q{swarm.protocol_create('x', '{"before": [{"do": "call", "function": "public.x("}]}')}, '22023: .*not a valid identifier' ],
+	[ q{swarm.protocol_create('x', '{"before": [{"do": "store", "namespace": "default", "key": "k", "ttl": "soon"}]}')}, '22007: .*"soon"' ],
+	[ q{swarm.protocol_create('x', NULL)}, '22023: .*is null' ],
+	[ q{swarm.topology_create(NULL, 'ring', ARRAY[1])}, '22023: .*needs a name' ],
+	[ q{swarm.topology_create('x', NULL, ARRAY[1])}, '22023: .*"NULL" is not known' ],
+	[ q{swarm.retry_policy_set('agent:w', NULL)}, '22023: .*no policy' ])
+{
+	sql_fails($node, "SELECT $t->[0]", qr/$t->[1]/, "refused: $t->[0]");
+}
+# a far deadline is none
+my $far = sql(q{SELECT swarm.task_submit('{"agent": "e", "timeout": null, "deadline": "290000-01-01 00:00+00", "task": "far"}')});
+is(sql("SELECT state FROM swarm.task_wait($far, '$wait s')"), 'done', 'a task with all the time of the world');
+
+# A whole that is cancelled takes all below it along, and who waits for that is told
+my $whole = sql(q{SELECT swarm.task_submit('{"type": "none", "parts": [{"task": 1}, {"parts": [{"task": 2}, {"task": 3}]}]}')});
+my $leaf = sql(q{SELECT max(id) FROM swarm.agent_tasks});
+$session = start_psql($node, "SELECT state FROM swarm.task_wait($leaf, '$wait s')");
+poll_ok($node, q{SELECT count(*) FROM pg_stat_activity WHERE query ~ 'task_wait' AND wait_event = 'Extension'}, 'somebody waits for a part of a part', '1');
+is(sql("SELECT swarm.task_cancel($whole)"), 't', 'the whole is cancelled');
+is(finish_psql($session), "cancelled\n", '... and who waits knows');
+is(sql(q{SELECT state, count(*) FROM swarm.agent_tasks WHERE type = 'none' GROUP BY 1}), 'cancelled|5', '... with all of its parts');
+
+# Many in one call, and in a long line
+is(sql(q{SELECT count(*), count(DISTINCT agent_id), max(batch) FROM swarm.agent_spawn((SELECT jsonb_agg(jsonb_build_object('type', 'w', 'name', 'm' || i)) FROM generate_series(1, 2000) i), 100, 100, 'parallel', timeout => '1 h') WHERE status = 'spawned'}),
+	'2000|2000|20', '2,000 agents in one call');
+is(sql(q{SELECT count(*), max(batch) FROM swarm.agent_spawn((SELECT jsonb_agg(jsonb_build_object('type', 'w', 'name', 'l' || i, 'depends_on', CASE i WHEN 100 THEN '[]' ELSE jsonb_build_array('l' || i + 1) END)) FROM generate_series(1, 100) i), timeout => '1 h') WHERE status = 'spawned'}),
+	'100|100', '100, each of which depends on the next');
+sql(q{SELECT swarm.agent_stop(id) FROM swarm.agents WHERE type = 'w' AND state <> 'stopped'});
+
 # The bandit finds the better strategy, and still tries the others
 is(sql(<<'X'), 'least-loaded|t|t', 'the strategy that pays is chosen most');
 BEGIN;
