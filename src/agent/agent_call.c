@@ -139,6 +139,10 @@ swarm_agent_calls_next(SwarmCalls *calls, SwarmCallee *callee, Datum task, Datum
 								 GUC_ACTION_SAVE, true, 0, false);
 	guc_level = NewGUCNestLevel();
 	GetUserIdAndSecContext(&user, &sec_context);
+	if (!OidIsValid(callee->proc))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("the function that is to be called does not exist any more")));
 	if (!OidIsValid(callee->flinfo.fn_oid))
 		swarm_agent_check_call(callee->role, callee->proc);
 	SetUserIdAndSecContext(callee->role, sec_context | SECURITY_LOCAL_USERID_CHANGE |

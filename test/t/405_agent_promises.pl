@@ -127,6 +127,14 @@ foreach my $t (
 my $far = sql(q{SELECT swarm.task_submit('{"agent": "e", "timeout": null, "deadline": "290000-01-01 00:00+00", "task": "far"}')});
 is(sql("SELECT state FROM swarm.task_wait($far, '$wait s')"), 'done', 'a task with all the time of the world');
 
+# A handler that is gone
+sql(q{CREATE FUNCTION brief(task jsonb, agent swarm.agent) RETURNS jsonb LANGUAGE sql AS 'SELECT task';
+SELECT swarm.agent_type_create('{"name": "brief", "capabilities": [], "handler": "public.brief", "max_attempts": 1}')});
+sql(spawn(q{1, 1, 'auto'}, 'brief', 'f'));
+sql('DROP FUNCTION brief');
+my $none = sql(q{SELECT swarm.task_submit('{"agent": "f"}')});
+is(sql("SELECT state, error FROM swarm.task_wait($none, '$wait s')"), 'failed|the function that is to be called does not exist any more', 'a task whose handler is gone fails');
+
 # A whole that is cancelled takes all below it along, and who waits for that is told
 my $whole = sql(q{SELECT swarm.task_submit('{"type": "none", "parts": [{"task": 1}, {"parts": [{"task": 2}, {"task": 3}]}]}')});
 my $leaf = sql(q{SELECT max(id) FROM swarm.agent_tasks});
