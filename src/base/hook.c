@@ -334,6 +334,7 @@ swarm__hook_run_all(PG_FUNCTION_ARGS)
 	bool	   *nulls;
 	char	  **vetoes;
 	int			n;
+	int			first = 1;
 	Datum	   *result;
 
 	text_to_cstring_buffer(PG_GETARG_TEXT_PP(1), event, sizeof(event));
@@ -357,7 +358,7 @@ swarm__hook_run_all(PG_FUNCTION_ARGS)
 	}
 	if (n == 0)
 		PG_RETURN_ARRAYTYPE_P(construct_empty_array(TEXTOID));
-	PG_RETURN_ARRAYTYPE_P(construct_md_array(result, nulls, 1, &n, (int[]) {1}, TEXTOID, -1, false, TYPALIGN_INT));
+	PG_RETURN_ARRAYTYPE_P(construct_md_array(result, nulls, 1, &n, &first, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
 /*
