@@ -157,13 +157,13 @@ SELECT count(*) FROM swarm.agent_spawn('[{"type": "w", "name": "w1"}]');
 SELECT count(swarm.hook_create(e, p, 'b.hook')) FROM unnest('{before,after}'::text[]) p, unnest('{task,task_submit,agent_spawn}'::text[]) e;
 CREATE SEQUENCE b.call;
 -- first one of a pair, then the other; a task is measured until it is committed, from when it was taken
-CREATE PROCEDURE b.overhead(rounds int) LANGUAGE plpgsql AS $$
+CREATE PROCEDURE b.overhead(spawns int, tasks int) LANGUAGE plpgsql AS $$
 DECLARE
     t timestamptz;
     task bigint;
     variant text;
 BEGIN
-    FOR r IN 1 .. rounds LOOP
+    FOR r IN 1 .. spawns LOOP
         FOREACH variant IN ARRAY CASE WHEN r % 2 = 0 THEN '{plain,hooks}' ELSE '{hooks,plain}' END::text[] LOOP
             PERFORM swarm.hook_enable(h.id, variant <> 'plain') FROM swarm.hook_stat h; COMMIT;
             t := clock_timestamp();
@@ -171,6 +171,8 @@ BEGIN
             INSERT INTO b.figure VALUES ('spawn, ' || variant, extract(epoch FROM clock_timestamp() - t) * 1000);
             COMMIT;
         END LOOP;
+    END LOOP;
+    FOR r IN 1 .. tasks LOOP
         FOREACH variant IN ARRAY CASE WHEN r % 2 = 0 THEN '{plain,hooks,hooks and protocol}' ELSE '{hooks and protocol,hooks,plain}' END::text[] LOOP
             PERFORM swarm.hook_enable(h.id, variant <> 'plain') FROM swarm.hook_stat h; COMMIT;
             task := swarm.task_submit(jsonb_strip_nulls(jsonb_build_object('agent', 'w1', 'task', 1,
@@ -184,7 +186,7 @@ END $$;
 SQL
 # (without waiting for the disk, which takes as long as all the rest, and by chance)
 sql -c 'ALTER SYSTEM SET synchronous_commit = off' -c 'SELECT pg_reload_conf()' >/dev/null
-sql -c 'CALL b.overhead(5)' -c 'TRUNCATE b.figure' -c "CALL b.overhead($((rounds * 8)))"
+sql -c 'CALL b.overhead(5, 5)' -c 'TRUNCATE b.figure' -c "CALL b.overhead($((rounds * 40)), $((rounds * 8)))"
 sql -c 'ALTER SYSTEM RESET synchronous_commit' -c 'SELECT pg_reload_conf()' >/dev/null
 sql -c "SELECT format('%s: best %s ms, first decile %s ms, median %s ms (%s rounds)', what, round(l::numeric, 2), round(d::numeric, 2), round(m::numeric, 2), n) ||
     CASE WHEN what NOT LIKE '%plain' THEN format('; beside plain %s %%, %s %%, %s %%', round((100 * (l / first_value(l) OVER w - 1))::numeric, 1),
