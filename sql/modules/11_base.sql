@@ -17,3 +17,9 @@ AS 'MODULE_PATHNAME', 'swarm_fault_arm';
 CREATE FUNCTION swarm._hook_run(caller oid, event text, phase text, payload jsonb) RETURNS text
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm__hook_run';
+
+-- The same for many operations at once: a veto or NULL for each; NULL if there
+-- are no hooks.
+CREATE FUNCTION swarm._hook_run_all(caller oid, event text, phase text, payloads jsonb[]) RETURNS text[]
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'swarm__hook_run_all';
