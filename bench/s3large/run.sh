@@ -18,7 +18,7 @@ sql() { psql -XqAt -v ON_ERROR_STOP=1 "$@"; }
 memory() {
 	local p
 	for p in $(sql -c "SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_swarm runner'"); do
-		sed -n 's/^RssAnon: *\([0-9]*\).*/\1/p' "/proc/$p/status" 2>/dev/null || true
+		sed -n 's/^RssAnon:[[:space:]]*\([0-9]*\).*/\1/p' "/proc/$p/status" 2>/dev/null || true
 	done | sort -n | tail -n 1 | awk '{ printf "%.1f", $1 / 1024 }'
 }
 
@@ -34,6 +34,7 @@ python3 discard.py "$work/port" &
 pid=$!
 until [ -s "$work/port" ]; do sleep 0.1; done
 sql <<X
+CREATE EXTENSION pg_swarm;
 CREATE SERVER discard FOREIGN DATA WRAPPER swarm_s3 OPTIONS (endpoint 'http://127.0.0.1:$(cat "$work/port")');
 CREATE USER MAPPING FOR PUBLIC SERVER discard OPTIONS (access_key_id 'AKTEST', secret_access_key 'SKTEST');
 ALTER SYSTEM SET pg_swarm.s3_max_file_size = '20GB';
