@@ -62,7 +62,7 @@ send() {
 	batch=$(sql -c "SELECT swarm.s3_upload('discard', 'docs', ARRAY[swarm.s3_file('$1', $2)])")
 	while [ "$(sql -c "SELECT finished_at IS NULL FROM swarm.s3_batches WHERE id = $batch")" = t ]; do
 		now=$(memory)
-		most=$(awk -v a="$most" -v b="${now:-0}" 'BEGIN { print a > b ? a : b }')
+		most=$(awk -v a="$most" -v b="${now:-0}" 'BEGIN { print (a > b ? a : b) }')
 		sleep 0.2
 	done
 	cpu=$(($(ticks) - cpu))
