@@ -39,7 +39,8 @@ sub again
 	return;
 }
 
-s3_server($node, 'first', $first->{url}, "max_parallel '2'");
+# one request at a time: no success comes after the first failure, which would close the breaker
+s3_server($node, 'first', $first->{url}, "max_parallel '1'");
 s3_server($node, 'second', $second->{url});
 sql(q{SELECT swarm.retry_policy_set('server:first', '{"first_wait": "1 ms", "max_attempts": 8, "threshold": 4, "cooldown": "1 hour", "fallback": "second"}')});
 
@@ -54,7 +55,7 @@ is(s3_objects($second)->{'docs/f12'}, 'file 12', '... byte for byte');
 is(join(' ', sort map { $_->{server} } @{ $r->{files} }), join(' ', ('first') x 3, ('second') x 9), '... each file says where it is');
 is(sql("SELECT server FROM swarm.s3_batches WHERE id = $b"), 'first', '... the batch says what was asked for');
 is(breaker(), 'open', '... the breaker is open');
-like(scalar(grep { / 500$/ } s3_log($first)), qr/^[45]$/, '... after as many failures as the policy allows, and one under way') or diag join "\n", s3_log($first);
+is(scalar(grep { / 500$/ } s3_log($first)), 4, '... after as many failures as the policy allows') or diag join "\n", s3_log($first);
 is(sql("SELECT max(attempts) BETWEEN 2 AND 9, min(attempts) FROM swarm.s3_files WHERE batch = $b"), 't|1', '... attempts at both are counted');
 s3_clear($_) foreach $first, $second;
 is(status(start_upload(3, $small))->{count}, 3, '... the next batch');
@@ -70,20 +71,25 @@ $r = result($node, "SELECT swarm.s3_upload_sync('first', 'docs', " . files_sql(8
 is("$r->{status} " . join(' ', sort map { $_->{server} } @{ $r->{files} }), '200 ' . join(' ', ('first') x 2, ('second') x 6), 's3_upload_sync: a server fails under way') or diag explain $r;
 
 # Parts: what was begun at the first server is aborted there, when it is back.
-again();
-s3_rules($first, { match => '^PUT .*partNumber=[34]\D', status => 500 }, { match => '^DELETE ', status => 500 });
-$b = start_upload(2, $large);
-$r = status($b);
-is("$r->{status} " . where($b), '200 second 2', 'multipart uploads go to the fallback from their first part') or diag explain $r;
-is(length s3_objects($second)->{'docs/f2'}, 16 * 1024 * 1024 + 1, '... whole');
-like($r->{files}[0]{etag}, qr/-4$/, '... in parts');
-is(sql("SELECT count(*), count(DISTINCT server), min(server) FROM swarm._s3_left WHERE batch = $b"), '2|1|first', '... what is left at the first server is noted');
-is(s3_parts($first) . ' ' . s3_parts($second), '2 0', '... it is there');
-s3_clear($first);
-sql(q{SELECT swarm._clock_advance('2 hours')});
-jobs_end($node, '... a job of its own aborts it when the server is back');
-is(s3_parts($first), 0, '... nothing is left');
-is(sql('SELECT count(*) FROM swarm._s3_left'), '0', '... and nothing noted');
+foreach my $t ([ 'a part', '^PUT .*partNumber=[34]\D' ], [ 'the completion', '^POST .*uploadId' ])
+{
+	my ($name, $match) = @$t;
+
+	again();
+	s3_rules($first, { match => $match, status => 500 }, { match => '^DELETE ', status => 500 });
+	$b = start_upload(1, $large);
+	$r = status($b);
+	is("$r->{status} " . where($b), '200 second 1', "$name fails: the file goes to the fallback from its first part") or diag explain $r;
+	is(length s3_objects($second)->{'docs/f1'}, 16 * 1024 * 1024 + 1, '... whole');
+	like($r->{files}[0]{etag}, qr/-4$/, '... in parts');
+	is(sql("SELECT count(*), min(server) FROM swarm._s3_left WHERE batch = $b"), '1|first', '... what is left at the first server is noted');
+	is(s3_parts($first) . ' ' . s3_parts($second), '1 0', '... it is there');
+	s3_clear($first);
+	sql(q{SELECT swarm._clock_advance('2 hours')});
+	jobs_end($node, '... a job of its own aborts it when the server is back');
+	is(s3_parts($first), 0, '... nothing is left');
+	is(sql('SELECT count(*) FROM swarm._s3_left'), '0', '... and nothing noted');
+}
 
 again();
 s3_rules($first, { match => '^PUT .*partNumber=[34]\D', status => 500 }, { match => '^DELETE ', status => 500 });
