@@ -52,6 +52,7 @@ SELECT swarm.query_start('sql', 'SELECT 1', model => 'fast');
 SELECT swarm.query_start('sql', 'SELECT 1', permission_mode => 'sudo');
 SELECT swarm.query_start('sql', 'SELECT 1', metadata => '[]');
 SELECT swarm.query_control('explode', :id);
+SELECT swarm.query_control('explode');
 SELECT swarm.query_control('pause');
 SELECT swarm.query_pause(-1);
 SELECT swarm.query_status(-1);
