@@ -19,7 +19,8 @@ AS 'MODULE_PATHNAME', 'swarm_llm_server_check';
 -- ---------------------------------------------------------------------
 
 -- Prices in USD for a million tokens; NULL: not known. An alias has alias_of
--- alone. params are merged into each request; null removes a member.
+-- alone. params are merged into each request; null removes a member. touched: not
+-- as the extension brings it.
 CREATE TABLE swarm.models (
     name text PRIMARY KEY CHECK (name <> ''),
     alias_of text,
@@ -35,35 +36,24 @@ CREATE TABLE swarm.models (
     price_cache_write numeric CHECK (price_cache_write >= 0),
     status text NOT NULL DEFAULT 'active' CHECK (status IN ('active', 'deprecated', 'retired', 'disabled')),
     params jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(params) = 'object'),
-    builtin boolean NOT NULL DEFAULT false
+    touched boolean NOT NULL DEFAULT false
 );
 COMMENT ON TABLE swarm.models IS 'language models and their aliases; edited with INSERT, UPDATE, DELETE';
 
 INSERT INTO swarm.models (name, provider, tier, context, max_output, price_input, price_output,
-    price_cache_read, price_cache_write, status, builtin) VALUES
-    ('claude-3-5-haiku-20241022', 'anthropic', 'fast', 200000, 8192, 0.80, 4, 0.08, 1, 'retired', true),
-    ('claude-3-5-sonnet-20241022', 'anthropic', 'balanced', 200000, 8192, 3, 15, 0.30, 3.75, 'retired', true),
-    ('claude-3-opus-20240229', 'anthropic', 'deep', 200000, 4096, 15, 75, 1.50, 18.75, 'retired', true);
-INSERT INTO swarm.models (name, alias_of, builtin) VALUES
-    ('fast', 'claude-3-5-haiku-20241022', true),
-    ('balanced', 'claude-3-5-sonnet-20241022', true),
-    ('deep', 'claude-3-opus-20240229', true);
+    price_cache_read, price_cache_write, status) VALUES
+    ('claude-3-5-haiku-20241022', 'anthropic', 'fast', 200000, 8192, 0.80, 4, 0.08, 1, 'retired'),
+    ('claude-3-5-sonnet-20241022', 'anthropic', 'balanced', 200000, 8192, 3, 15, 0.30, 3.75, 'retired'),
+    ('claude-3-opus-20240229', 'anthropic', 'deep', 200000, 4096, 15, 75, 1.50, 18.75, 'retired');
+INSERT INTO swarm.models (name, alias_of) VALUES
+    ('fast', 'claude-3-5-haiku-20241022'),
+    ('balanced', 'claude-3-5-sonnet-20241022'),
+    ('deep', 'claude-3-opus-20240229');
 
--- What an administrator has touched is his, and goes into a dump; a restored
--- row takes the place of the one that CREATE EXTENSION has made.
-CREATE FUNCTION swarm._model_changed() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    NEW.builtin := false;
-    IF TG_OP = 'INSERT' THEN
-        DELETE FROM swarm.models m WHERE m.name = NEW.name AND m.builtin;
-    END IF;
-    RETURN NEW;
-END $$;
-CREATE TRIGGER changed BEFORE INSERT OR UPDATE ON swarm.models
-    FOR EACH ROW EXECUTE FUNCTION swarm._model_changed();
-ALTER TABLE swarm.models ENABLE ALWAYS TRIGGER changed;
-SELECT pg_catalog.pg_extension_config_dump('swarm.models', 'WHERE NOT builtin');
+CREATE TRIGGER touched BEFORE INSERT OR UPDATE ON swarm.models
+    FOR EACH ROW EXECUTE FUNCTION swarm._touched('replace');
+ALTER TABLE swarm.models ENABLE ALWAYS TRIGGER touched;
+SELECT pg_catalog.pg_extension_config_dump('swarm.models', 'WHERE touched');
 
 -- The model that a name or an alias stands for. Errors: 42704, 55000 disabled.
 CREATE FUNCTION swarm._llm_model(name text) RETURNS swarm.models
@@ -699,7 +689,7 @@ BEGIN
             RAISE EXCEPTION USING ERRCODE = 'ambiguous_function', MESSAGE = 'function of the tool is overloaded';
         END IF;
         EXECUTE pg_catalog.format(
-            'SELECT pg_catalog.jsonb_agg(v) FROM (SELECT pg_catalog.to_jsonb(f) AS v FROM %s %I.%I(%s) AS f LIMIT 200) s',
+            'SELECT swarm._json_storable(pg_catalog.json_agg(v)::text) FROM (SELECT pg_catalog.to_json(f) AS v FROM %s %I.%I(%s) AS f LIMIT 200) s',
             CASE WHEN columns IS NULL THEN '' ELSE pg_catalog.format('pg_catalog.jsonb_to_record($1) AS r(%s), LATERAL', columns) END,
             (SELECT nspname FROM pg_catalog.pg_namespace n WHERE n.oid OPERATOR(pg_catalog.=) p.pronamespace), p.proname, args)
         INTO value USING input;
@@ -1140,7 +1130,7 @@ BEGIN
     messages := to_jsonb(q.body);
     IF q.body ~ '^\s*\[' THEN
         BEGIN
-            messages := q.body::jsonb;
+            messages := swarm._json_storable(q.body);
         EXCEPTION WHEN invalid_text_representation THEN
             messages := to_jsonb(q.body);
         END;
