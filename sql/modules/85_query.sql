@@ -275,6 +275,9 @@ BEGIN
     IF action IS NULL THEN
         RAISE 'the action must not be null' USING ERRCODE = 'null_value_not_allowed';
     END IF;
+    IF jsonb_typeof(params) <> 'object' THEN
+        RAISE 'the parameters of an action must be a JSON object' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     CASE action
         WHEN 'list' THEN
             RETURN jsonb_build_object('success', true, 'queries',
