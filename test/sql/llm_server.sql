@@ -60,6 +60,9 @@ ROLLBACK;
 INSERT INTO swarm.budgets (scope, limit_usd) VALUES ('galaxy', 1);
 INSERT INTO swarm.budgets (scope, limit_usd) VALUES ('role:nobody here', 1);
 INSERT INTO swarm.budgets (scope) VALUES ('all');
+INSERT INTO swarm.budgets (scope, limit_usd) VALUES ('all', 'NaN');
+INSERT INTO swarm.budgets (scope, limit_usd) VALUES ('all', 'Infinity');
+INSERT INTO swarm.models (name, price_output) VALUES ('n', 'NaN');
 \set VERBOSITY default
 
 -- What is asked is checked before anything is sent
@@ -71,6 +74,7 @@ SELECT swarm.llm_ask('fast', '[{"role": "assistant", "content": "x"}]'::jsonb);
 SELECT swarm.llm_ask('fast', 'x', permission_mode => 'all');
 SELECT swarm.llm_ask('fast', 'x', options => '{"colour": "red"}');
 SELECT swarm.llm_ask('fast', 'x', options => '{"max_tokens": 0}');
+SELECT swarm.llm_ask('fast', 'x', options => '{"budget_usd": "NaN"}');
 SELECT swarm.llm_ask('fast', 'x', tools => '{none}');
 SELECT swarm.llm_wait(0);
 SELECT swarm.llm_say(0, 'x');
