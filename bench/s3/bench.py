@@ -292,6 +292,8 @@ def page():
         promise(f'CPU for 500 MB, all processes of the server: {o} ÷ {peer}', ratio(big, o, peer), '≤ 0.5', lambda x: x <= 0.5)
     for m in ('memory of the runner above idle, 20 x 5 MB', 'memory of the runner above idle, 500 x 100 KB'):
         promise(m + ', MB', spread(ours, m), '≤ 40', lambda x: x <= 40)
+    failed = sum(r['value'] for r in rows if r['unit'] == 'files' and r['engine'].startswith('swarm'))
+    promise('files that failed', (failed, failed, failed), '0', lambda x: x == 0)
     for name in dict.fromkeys(r['measure'] for r in rows):
         unit = next(r['unit'] for r in rows if r['measure'] == name)
         lines += ['', f'## {name} ({unit})', '', '| engine | median | spread | ÷ ours |', '|---|---:|---:|---:|']

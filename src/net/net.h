@@ -28,12 +28,15 @@ typedef enum SwarmNetVerdict
 	SWARM_NET_FAIL,				/* another attempt would end the same */
 	SWARM_NET_RETRY,			/* after a pause */
 	SWARM_NET_SLOW,				/* the same, and fewer at a time */
-	SWARM_NET_ONCE				/* at once, but only one time */
+	SWARM_NET_ONCE,				/* at once, but only one time */
+	SWARM_NET_FRESH				/* at once, on a new connection */
 } SwarmNetVerdict;
 
 /* How an attempt ended: a rule matches a curl code, a status or an error name. */
 typedef enum SwarmNetLayer
 {
+	SWARM_NET_KEPT,				/* a curl code, before any answer, of a
+								 * connection that had been used before */
 	SWARM_NET_CURL,
 	SWARM_NET_HTTP,
 	SWARM_NET_NAME

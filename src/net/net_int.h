@@ -33,6 +33,11 @@ typedef struct SwarmNetState
 	bool		listed;			/* in the queue, or among the finished */
 	bool		probing;		/* it is the endpoint's probe */
 	bool		once;			/* has had its verdict ONCE */
+	bool		kept;			/* the attempt had no other connection than
+								 * ones that were used before */
+	bool		fresh;			/* the next attempt opens a connection */
+	int			spared;			/* attempts that say nothing of the endpoint:
+								 * their connection had been closed */
 	int64		due_ms;			/* not before */
 	int64		started_ms;
 	dlist_node	node;

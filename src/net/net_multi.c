@@ -60,7 +60,7 @@ static const SwarmNetRule *judge(SwarmNetState *state);
 static void describe_failure(SwarmNetState *state);
 static void settle(SwarmNetState *state, const SwarmNetRule *rule);
 static void finish(SwarmNetState *state, bool succeeded);
-static int	most_attempts(const SwarmNetRequest *request);
+static bool no_more_attempts(const SwarmNetRequest *request);
 static void drop_attempt(SwarmNetState *state);
 static void forget_request(void *arg);
 
@@ -422,7 +422,7 @@ refuse_attempt(SwarmNetState *state)
 				 "endpoint %s has failed too often and is left alone for a while",
 				 request->endpoint->name);
 	}
-	if (request->attempts >= most_attempts(request))
+	if (no_more_attempts(request))
 	{
 		finish(state, false);
 		return;
@@ -546,13 +546,17 @@ attempt_ended(SwarmNetState *state, CURLcode code)
 	if (state->easy != NULL)
 	{
 		long		status = 0;
+		long		connects = 0;
 		curl_off_t	sent = 0;
 
 		curl_easy_getinfo(state->easy, CURLINFO_RESPONSE_CODE, &status);
+		curl_easy_getinfo(state->easy, CURLINFO_NUM_CONNECTS, &connects);
 		curl_easy_getinfo(state->easy, CURLINFO_SIZE_UPLOAD_T, &sent);
 		request->status = (int) status;
 		request->sent = sent;
+		state->kept = connects == 0 && state->starts > 0 && status == 0 && state->head_length == 0;
 		request->attempts += Max(state->starts - 1, 0);
+		state->spared += Max(state->starts - 1, 0);
 		WITHOUT_SIGNALS_BEGIN();
 		curl_multi_remove_handle(engine.multi, state->easy);
 		curl_easy_cleanup(state->easy);
@@ -579,8 +583,12 @@ attempt_ended(SwarmNetState *state, CURLcode code)
 	if (request->curl_code != CURLE_OK)
 		describe_failure(state);
 	rule = judge(state);
-	swarm_breaker_ended(request, rule->verdict, rule->harms, state->probing);
+	if (rule->verdict == SWARM_NET_FRESH)
+		swarm_breaker_dropped(request->endpoint, state->probing);
+	else
+		swarm_breaker_ended(request, rule->verdict, rule->harms, state->probing);
 	state->probing = false;
+	state->fresh = request->curl_code != CURLE_OK;
 	settle(state, rule);
 	MemoryContextSwitchTo(old);
 }
@@ -629,9 +637,12 @@ settle(SwarmNetState *state, const SwarmNetRule *rule)
 			}
 			state->once = true;
 			break;
+		case SWARM_NET_FRESH:
+			state->spared++;
+			break;
 		case SWARM_NET_RETRY:
 		case SWARM_NET_SLOW:
-			if (request->attempts >= most_attempts(request))
+			if (no_more_attempts(request))
 			{
 				finish(state, false);
 				return;
@@ -644,13 +655,17 @@ settle(SwarmNetState *state, const SwarmNetRule *rule)
 	dlist_push_tail(&engine.waiting, &state->node);
 }
 
-/* most_attempts: of a request: its own, its policy's, or the setting's. */
-static int
-most_attempts(const SwarmNetRequest *request)
+/*
+ * no_more_attempts: has a request had as many as its own limit, its policy or
+ * the setting allow?
+ */
+static bool
+no_more_attempts(const SwarmNetRequest *request)
 {
-	if (request->max_attempts > 0)
-		return request->max_attempts;
-	return request->policy.max_attempts > 0 ? request->policy.max_attempts : swarm_net_max_attempts;
+	int			most = request->max_attempts > 0 ? request->max_attempts :
+	request->policy.max_attempts > 0 ? request->policy.max_attempts : swarm_net_max_attempts;
+
+	return request->attempts - request->net->spared >= most;
 }
 
 static void

@@ -16,6 +16,10 @@
 #define UPLOAD_BUFFER		(256 * 1024L)
 #define SMALL_BODY			(64 * 1024)
 
+/* A connection that nobody used for so long is not used again: who is on the
+ * way may have forgotten it, which only a request that is lost would tell. */
+#define IDLE_SECONDS		30L
+
 static bool keep_answer(SwarmNetState *state, const char *data, size_t length);
 static size_t read_body(char *buffer, size_t size, size_t n, void *arg);
 static int	seek_body(void *arg, curl_off_t offset, int origin);
@@ -89,6 +93,7 @@ swarm_net_attempt_reset(SwarmNetState *state)
 	state->headers = NULL;
 	state->head_length = 0;
 	state->starts = 0;
+	state->kept = false;
 	state->answered = false;
 	state->message[0] = '\0';
 	state->note = NULL;
@@ -156,6 +161,8 @@ swarm_net_easy(SwarmNetState *state)
 	SET(CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
 	if (request->ca_file != NULL)
 		SET(CURLOPT_CAINFO, request->ca_file);
+	SET(CURLOPT_MAXAGE_CONN, IDLE_SECONDS);
+	SET(CURLOPT_FRESH_CONNECT, state->fresh ? 1L : 0L);
 	SET(CURLOPT_CONNECTTIMEOUT_MS, (long) swarm_net_connect_timeout_ms);
 	SET(CURLOPT_LOW_SPEED_LIMIT, 1L);
 	SET(CURLOPT_LOW_SPEED_TIME, (stall_ms + 999L) / 1000);

@@ -14,6 +14,9 @@
 #include "net/net_int.h"
 
 const SwarmNetRule swarm_net_rules[] = {
+	{SWARM_NET_KEPT, CURLE_GOT_NOTHING, CURLE_GOT_NOTHING, NULL, SWARM_NET_FRESH, false, "it was closed while nobody used it"},
+	{SWARM_NET_KEPT, CURLE_SEND_ERROR, CURLE_RECV_ERROR, NULL, SWARM_NET_FRESH, false, "it was closed while nobody used it"},
+	{SWARM_NET_KEPT, CURLE_SEND_FAIL_REWIND, CURLE_SEND_FAIL_REWIND, NULL, SWARM_NET_FRESH, false, "it was closed while nobody used it"},
 	{SWARM_NET_CURL, CURLE_COULDNT_RESOLVE_PROXY, CURLE_COULDNT_RESOLVE_HOST, NULL, SWARM_NET_RETRY, true, "a name server may be away for a moment"},
 	{SWARM_NET_CURL, CURLE_COULDNT_CONNECT, CURLE_COULDNT_CONNECT, NULL, SWARM_NET_RETRY, true, "nobody listens there now"},
 	{SWARM_NET_CURL, CURLE_PARTIAL_FILE, CURLE_PARTIAL_FILE, NULL, SWARM_NET_RETRY, true, "the answer was cut"},
@@ -40,7 +43,7 @@ const int	swarm_net_nrules = lengthof(swarm_net_rules);
 const char *
 swarm_net_verdict_name(SwarmNetVerdict verdict)
 {
-	static const char *const names[] = {"done", "fail", "retry", "slow down", "once more"};
+	static const char *const names[] = {"done", "fail", "retry", "slow down", "once more", "new connection"};
 
 	return names[verdict];
 }
@@ -48,7 +51,7 @@ swarm_net_verdict_name(SwarmNetVerdict verdict)
 const char *
 swarm_net_layer_name(SwarmNetLayer layer)
 {
-	static const char *const names[] = {"connection", "status", "error"};
+	static const char *const names[] = {"kept connection", "connection", "status", "error"};
 
 	return names[layer];
 }
@@ -84,7 +87,10 @@ swarm_net_rule_of(SwarmNetRequest *request)
 	{
 		const SwarmNetRule *rule = &swarm_net_rules[i];
 
-		if (rule->layer == layer && code >= rule->from && code <= rule->to)
+		if (rule->layer == SWARM_NET_KEPT && (layer != SWARM_NET_CURL || !request->net->kept))
+			continue;
+		if ((rule->layer == layer || rule->layer == SWARM_NET_KEPT) &&
+			code >= rule->from && code <= rule->to)
 			return rule;
 	}
 	pg_unreachable();
@@ -103,7 +109,7 @@ swarm_net_pause_ms(const SwarmNetRequest *request)
 	double		most = policy->max_wait_ms > 0 ? policy->max_wait_ms : swarm_net_backoff_max_ms;
 	char	   *asked = swarm_net_answer_header(request, "retry-after");
 
-	for (int i = 1; i < request->attempts && ms < most; i++)
+	for (int i = 1; i < request->attempts - request->net->spared && ms < most; i++)
 		ms *= policy->factor > 0 ? policy->factor : 2;
 	ms *= 0.5 + pg_prng_double(&pg_global_prng_state);
 	if (asked != NULL && atoi(asked) > 0)

@@ -68,6 +68,19 @@ foreach my $t (
 	my $f = $r->{files}[0] || $r->{failed}[0];
 	is("$r->{status} $f->{attempts}", "$status $attempts", "$name: status and attempts") or diag explain $r;
 }
+# Connections that were closed while nobody used them: one file finds twenty of them
+s3_clear($s3);
+s3_rules($s3, { match => '^PUT ', delay => 100 });
+upload(20, $small);
+s3_clear($s3);
+s3_rules($s3, { match => '^PUT ', kept => 1 });
+$node->safe_psql('postgres', q{ALTER SYSTEM SET pg_swarm.net_breaker_failures = 1; SELECT pg_reload_conf()});
+$r = upload(1, $small);
+is("$r->{status} $r->{message}", '200 1 uploaded', 'kept connections that have been closed cost no file') or diag explain $r->{failed};
+ok((grep { /FORGOTTEN/ } s3_log($s3)), '... there were some');
+is($node->safe_psql('postgres', "SELECT breaker, failures_in_row FROM swarm.s3_endpoints WHERE endpoint = '$s3->{url}'"), 'closed|0', '... and is no failure of the endpoint');
+$node->safe_psql('postgres', q{ALTER SYSTEM RESET pg_swarm.net_breaker_failures; SELECT pg_reload_conf()});
+
 s3_clear($s3);
 s3_rules($s3, { match => '^PUT /docs/f[1-5]$', status => 403, code => 'AccessDenied' });
 $r = upload(20, $small);
