@@ -84,17 +84,6 @@ INSERT INTO swarm._rule (name, owner, priority, condition, action, params, enabl
  'execute_command', '{"command": "SET work_mem = ''256MB''"}', false, false, true);
 INSERT INTO swarm._rule_use (name) SELECT name FROM swarm._rule;
 
--- What an administrator has touched goes into a dump; a restored row takes the
--- place of the one that CREATE EXTENSION has made.
-CREATE FUNCTION swarm._touched() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    NEW.touched := true;
-    IF TG_OP = 'INSERT' AND NEW.shipped THEN
-        EXECUTE format('DELETE FROM %s WHERE name = $1 AND NOT touched', TG_RELID::regclass) USING NEW.name;
-    END IF;
-    RETURN NEW;
-END $$;
 CREATE TRIGGER touched BEFORE INSERT OR UPDATE ON swarm._rule
     FOR EACH ROW EXECUTE FUNCTION swarm._touched();
 ALTER TABLE swarm._rule ENABLE ALWAYS TRIGGER touched;

@@ -17,7 +17,9 @@ REVOKE ALL ON FUNCTION swarm._qhnsw_real_l2(internal) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._qhnsw_real_cosine(internal) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._qhnsw_real_ip(internal) FROM PUBLIC;
 
--- base: the clock and the fault points are for tests.
+-- base: the clock and the fault points are for tests. Tools, which run as their
+-- caller, call _json_storable, so that one stays open.
+REVOKE ALL ON FUNCTION swarm._touched() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._clock_advance(interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._fault_arm(text, text, int, int) FROM PUBLIC;
 
@@ -92,7 +94,7 @@ REVOKE ALL ON FUNCTION swarm.experiment_assign(text, text, text[]), swarm.experi
     swarm.experiment_result(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.rollback_all() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._optimizer_changed() FROM PUBLIC;
-REVOKE ALL ON FUNCTION swarm._touched(), swarm._rule_added() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._rule_added() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._rule_model(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._temp_bytes(int) FROM PUBLIC;
 -- alerts are about the queries of all
@@ -189,7 +191,7 @@ REVOKE ALL ON FUNCTION swarm.llm_ask(text, jsonb, text, text[], text, jsonb),
     swarm.llm_ask(text, text, text, text[], text, jsonb), swarm.llm_embed(text, text[]),
     swarm.llm_count_tokens(text, jsonb), swarm.tool_create(text, regproc, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION
-    swarm._model_changed(), swarm._budget_changed(), swarm._llm_server_check(text), swarm._llm_model(text),
+    swarm._budget_changed(), swarm._llm_server_check(text), swarm._llm_model(text),
     swarm._model_resolve(text), swarm._llm_server_of(swarm.models),
     swarm._llm_price(swarm.models, bigint, bigint, bigint, bigint), swarm._llm_edges(), swarm._llm_move(bigint, text),
     swarm._budgets_of(swarm._llm_conversation, text), swarm._budget_alert(int, timestamptz, boolean),
