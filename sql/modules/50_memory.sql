@@ -226,9 +226,12 @@ AS 'MODULE_PATHNAME', 'swarm__namespace_may';
 CREATE FUNCTION swarm._namespace_validate(n swarm._namespace) RETURNS void
 LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF n.name IS NULL OR n.name = '' OR octet_length(n.name) > 200 OR n.name ~ '(^/|//|/$|[[:cntrl:]])' THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'name of a namespace is not valid',
-            HINT = 'Parts of 1 to 200 bytes in all, separated by single slashes, without control characters.';
+    IF n.name IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed', MESSAGE = 'name of a namespace must not be null';
+    END IF;
+    IF n.name = '' OR octet_length(n.name) > 200 OR n.name ~ '(^/|//|/$|[[:cntrl:]])' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('invalid namespace name "%s"', n.name),
+            HINT = 'It has 1 to 200 bytes, no control characters, and parts that are separated by single slashes.';
     END IF;
     IF n.default_ttl <= '0' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
@@ -1088,7 +1091,7 @@ BEGIN
     IF wrong IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('changes of table %s are not watched', wrong),
-            HINT = format('SELECT swarm.cache_watch(%L)', wrong);
+            HINT = format('Call swarm.cache_watch(%L).', wrong);
     END IF;
     RETURN coalesce(result, '{}');
 END $$;
@@ -1142,6 +1145,9 @@ DECLARE
     stamp pg_catalog.text;
 BEGIN
     -- no search_path of its own: names in the query are the caller's
+    IF sql IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed', MESSAGE = 'sql must not be null';
+    END IF;
     FOR i IN 1 .. 2 LOOP
         IF tables IS NULL THEN
             found := swarm.memory_get(namespace, key);

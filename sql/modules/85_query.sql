@@ -11,7 +11,8 @@ COMMENT ON TYPE swarm.query_state IS 'state of a query; swarm._query_transitions
 
 -- A query: a statement that runs in the background ('sql'), a conversation
 -- ('llm'), a session that has registered ('session'). While a process works on
--- it, what that process says goes before state and times here.
+-- it, what that process says goes before state and times here. result_table: what
+-- the rows become, qualified.
 CREATE SEQUENCE swarm._query_id_seq;
 CREATE TABLE swarm._query (
     id bigint PRIMARY KEY DEFAULT nextval('swarm._query_id_seq'),
@@ -41,6 +42,7 @@ CREATE TABLE swarm._query (
     cost numeric NOT NULL DEFAULT 0,
     latency_ms float8,
     result jsonb,
+    result_table text,
     error text,
     sqlstate text
 );
@@ -110,7 +112,7 @@ CREATE POLICY owner ON swarm._query_request FOR SELECT
 -- ---------------------------------------------------------------------
 
 CREATE FUNCTION swarm.query_start(kind text, body text, model text = NULL, permission_mode text = 'default',
-    budget jsonb = NULL, metadata jsonb = '{}')
+    budget jsonb = NULL, metadata jsonb = '{}', result_table text = NULL)
 RETURNS bigint LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_query_start';
 COMMENT ON FUNCTION swarm.query_start IS 'run a statement (sql) or a conversation (llm) in the background, as the caller, when this transaction commits; returns the id of the query';
@@ -262,7 +264,7 @@ COMMENT ON FUNCTION swarm.query_stats IS 'how many queries are in which state, a
 CREATE FUNCTION swarm.query_result(id bigint) RETURNS jsonb
 LANGUAGE sql VOLATILE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
 AS $$ SELECT result FROM swarm._query q WHERE q.id = $1 $$;
-COMMENT ON FUNCTION swarm.query_result IS 'what a query has come to: of a statement {"rows", "data", "truncated"}; null before its end';
+COMMENT ON FUNCTION swarm.query_result IS 'what a query has come to: of a statement {"rows", "data", "truncated"}, or {"rows", "table"}; null before its end';
 
 CREATE FUNCTION swarm.query_control(action text, query_id bigint = NULL, params jsonb = '{}') RETURNS jsonb
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
@@ -273,6 +275,9 @@ BEGIN
     IF action IS NULL THEN
         RAISE 'the action must not be null' USING ERRCODE = 'null_value_not_allowed';
     END IF;
+    IF jsonb_typeof(params) <> 'object' THEN
+        RAISE 'the parameters of an action must be a JSON object' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     CASE action
         WHEN 'list' THEN
             RETURN jsonb_build_object('success', true, 'queries',
@@ -282,6 +287,11 @@ BEGIN
             RETURN jsonb_build_object('success', true) || (SELECT to_jsonb(s) FROM swarm.query_stats() s);
         ELSE
     END CASE;
+    IF action NOT IN ('pause', 'resume', 'terminate', 'change_model', 'change_permissions', 'execute_command', 'approve',
+                      'optimize', 'status') THEN
+        RAISE 'unknown action "%"', action USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Actions are pause, resume, terminate, change_model, change_permissions, execute_command, approve, optimize, list, status and stats.';
+    END IF;
     IF query_id IS NULL THEN
         RAISE 'action "%" needs the id of a query', action USING ERRCODE = 'null_value_not_allowed';
     END IF;

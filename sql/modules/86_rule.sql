@@ -84,17 +84,6 @@ INSERT INTO swarm._rule (name, owner, priority, condition, action, params, enabl
  'execute_command', '{"command": "SET work_mem = ''256MB''"}', false, false, true);
 INSERT INTO swarm._rule_use (name) SELECT name FROM swarm._rule;
 
--- What an administrator has touched goes into a dump; a restored row takes the
--- place of the one that CREATE EXTENSION has made.
-CREATE FUNCTION swarm._touched() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    NEW.touched := true;
-    IF TG_OP = 'INSERT' AND NEW.shipped THEN
-        EXECUTE format('DELETE FROM %s WHERE name = $1 AND NOT touched', TG_RELID::regclass) USING NEW.name;
-    END IF;
-    RETURN NEW;
-END $$;
 CREATE TRIGGER touched BEFORE INSERT OR UPDATE ON swarm._rule
     FOR EACH ROW EXECUTE FUNCTION swarm._touched();
 ALTER TABLE swarm._rule ENABLE ALWAYS TRIGGER touched;
@@ -139,6 +128,9 @@ CREATE FUNCTION swarm.rule_enable(name text, enabled boolean = true) RETURNS voi
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    IF num_nulls(name, enabled) > 0 THEN
+        RAISE 'no argument of rule_enable() may be null' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
     UPDATE swarm._rule r SET enabled = $2 WHERE r.name = $1;
     IF NOT FOUND THEN
         RAISE 'rule "%" does not exist', name USING ERRCODE = 'undefined_object';
@@ -151,10 +143,14 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     DELETE FROM swarm._rule r WHERE r.name = $1 AND NOT r.shipped;
-    IF NOT FOUND THEN
-        RAISE 'rule "%" does not exist', name USING ERRCODE = 'undefined_object',
-            HINT = 'Rules that come with the extension can be switched off with swarm.rule_enable().';
+    IF FOUND THEN
+        RETURN;
     END IF;
+    IF EXISTS (SELECT FROM swarm._rule r WHERE r.name = $1) THEN
+        RAISE 'rule "%" is part of the extension', name USING ERRCODE = 'reserved_name',
+            HINT = 'Switch it off with swarm.rule_enable().';
+    END IF;
+    RAISE 'rule "%" does not exist', name USING ERRCODE = 'undefined_object';
 END $$;
 COMMENT ON FUNCTION swarm.rule_drop IS 'drop a rule';
 

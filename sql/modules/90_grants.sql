@@ -17,7 +17,9 @@ REVOKE ALL ON FUNCTION swarm._qhnsw_real_l2(internal) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._qhnsw_real_cosine(internal) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._qhnsw_real_ip(internal) FROM PUBLIC;
 
--- base: the clock and the fault points are for tests.
+-- base: the clock and the fault points are for tests. Tools, which run as their
+-- caller, call _json_storable, so that one stays open.
+REVOKE ALL ON FUNCTION swarm._touched() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._clock_advance(interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._fault_arm(text, text, int, int) FROM PUBLIC;
 
@@ -92,7 +94,7 @@ REVOKE ALL ON FUNCTION swarm.experiment_assign(text, text, text[]), swarm.experi
     swarm.experiment_result(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm.rollback_all() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._optimizer_changed() FROM PUBLIC;
-REVOKE ALL ON FUNCTION swarm._touched(), swarm._rule_added() FROM PUBLIC;
+REVOKE ALL ON FUNCTION swarm._rule_added() FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._rule_model(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION swarm._temp_bytes(int) FROM PUBLIC;
 -- alerts are about the queries of all
@@ -168,7 +170,8 @@ REVOKE ALL ON FUNCTION
     swarm._agent_type_drop(oid, text), swarm._agent_wake(bigint), swarm._breaker_closed_at(text),
     swarm._breaker_note(text, boolean, text),
     swarm._hook_create(oid, text, text, regproc, integer, interval), swarm._hook_drop(oid, integer),
-    swarm._hook_enable(oid, integer, boolean), swarm._hook_run(oid, text, text, jsonb), swarm._hook_changed(), swarm._json_list(jsonb),
+    swarm._hook_enable(oid, integer, boolean), swarm._hook_run(oid, text, text, jsonb),
+    swarm._hook_run_all(oid, text, text, jsonb[]), swarm._hook_changed(), swarm._json_list(jsonb),
     swarm._json_misfit(jsonb, jsonb, text), swarm._policy(text), swarm._protocol_create(oid, text, jsonb),
     swarm._protocol_phase(swarm._agent, swarm._agent_task, text, jsonb), swarm._protocol_schema(),
     swarm._retry_decide(text, text, integer, integer), swarm._sorted(text[]), swarm._strategy_choose(),
@@ -188,7 +191,7 @@ REVOKE ALL ON FUNCTION swarm.llm_ask(text, jsonb, text, text[], text, jsonb),
     swarm.llm_ask(text, text, text, text[], text, jsonb), swarm.llm_embed(text, text[]),
     swarm.llm_count_tokens(text, jsonb), swarm.tool_create(text, regproc, text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION
-    swarm._model_changed(), swarm._budget_changed(), swarm._llm_server_check(text), swarm._llm_model(text),
+    swarm._budget_changed(), swarm._llm_server_check(text), swarm._llm_model(text),
     swarm._model_resolve(text), swarm._llm_server_of(swarm.models),
     swarm._llm_price(swarm.models, bigint, bigint, bigint, bigint), swarm._llm_edges(), swarm._llm_move(bigint, text),
     swarm._budgets_of(swarm._llm_conversation, text), swarm._budget_alert(int, timestamptz, boolean),

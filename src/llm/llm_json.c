@@ -5,55 +5,13 @@
  */
 #include "postgres.h"
 
-#include <ctype.h>
-
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/numeric.h"
 
+#include "base/json.h"
 #include "llm/llm_int.h"
-
-/* code: of an escape \uXXXX at s, or -1. */
-static int
-code(const char *s)
-{
-	int			value = 0;
-
-	if (s[0] != '\\' || s[1] != 'u')
-		return -1;
-	for (int i = 2; i < 6; i++)
-	{
-		if (!isxdigit((unsigned char) s[i]))
-			return -1;
-		value = value * 16 + (isdigit((unsigned char) s[i]) ? s[i] - '0' : (s[i] | ' ') - 'a' + 10);
-	}
-	return value;
-}
-
-/*
- * storable: what JSON may escape but text in a database cannot hold, zero and halves of
- * pairs, becomes U+FFFD, the character for what is none: models say such things.
- */
-static char *
-storable(char *text)
-{
-	for (char *s = text; (s = strchr(s, '\\')) != NULL;)
-	{
-		int			c = code(s);
-
-		if (c >= 0xD800 && c <= 0xDBFF && code(s + 6) >= 0xDC00 && code(s + 6) <= 0xDFFF)
-			s += 12;
-		else if (c == 0 || (c >= 0xD800 && c <= 0xDFFF))
-		{
-			memcpy(s + 2, "fffd", 4);
-			s += 6;
-		}
-		else
-			s += s[1] == '\0' ? 1 : 2;
-	}
-	return text;
-}
 
 /*
  * swarm_llm_json: jsonb_in() touches nothing but memory, so what it raises may
@@ -70,7 +28,7 @@ swarm_llm_json(const char *text, size_t length)
 	PG_TRY();
 	{
 		result = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
-													CStringGetDatum(storable(pnstrdup(text, length)))));
+													CStringGetDatum(swarm_json_storable(pnstrdup(text, length)))));
 	}
 	PG_CATCH();
 	{

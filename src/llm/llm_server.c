@@ -9,39 +9,22 @@
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
-#include "access/reloptions.h"
-#include "catalog/pg_foreign_data_wrapper.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
 #include "catalog/pg_user_mapping.h"
-#include "commands/defrem.h"
-#include "foreign/foreign.h"
-#include "miscadmin.h"
-#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/syscache.h"
-#include "utils/varlena.h"
+#include "utils/timestamp.h"
 
-#include "base/compat.h"
 #include "base/export.h"
 #include "base/spi.h"
 #include "job/job.h"
 #include "llm/llm_int.h"
 
 #define DEFAULT_PARALLEL	8
-#define MAX_PARALLEL		256
 #define DEFAULT_STALL_MS	60000
 #define DEFAULT_VERSION		"2023-06-01"
-
-typedef struct KnownOption
-{
-	const char *name;
-	Oid			catalog;
-	void		(*check) (const char *name, const char *value);
-} KnownOption;
 
 typedef struct Secret
 {
@@ -57,40 +40,34 @@ static void check_endpoint(const char *name, const char *value);
 static void check_dialect(const char *name, const char *value);
 static void check_path(const char *name, const char *value);
 static void check_duration(const char *name, const char *value);
-static void check_parallel(const char *name, const char *value);
-static void check_file(const char *name, const char *value);
 static void check_version(const char *name, const char *value);
 static void check_key(const char *name, const char *value);
-static void require_trust(const char *endpoint, const char *ca_file);
 static SwarmLlmServer *read_server(const char *name);
-static void read_mapping(Oid serverid, SwarmLlmServer *server);
+static void read_mapping(const ForeignServer *foreign, SwarmLlmServer *server);
 static void wipe(void *arg);
-static char *option(List *options, const char *name);
 
-static const KnownOption known_options[] = {
+static const SwarmNetOption known_options[] = {
 	{"endpoint", ForeignServerRelationId, check_endpoint},
 	{"dialect", ForeignServerRelationId, check_dialect},
 	{"path", ForeignServerRelationId, check_path},
 	{"timeout", ForeignServerRelationId, check_duration},
 	{"stall_timeout", ForeignServerRelationId, check_duration},
-	{"max_parallel", ForeignServerRelationId, check_parallel},
-	{"ca_file", ForeignServerRelationId, check_file},
+	{"max_parallel", ForeignServerRelationId, swarm_net_check_parallel},
+	{"ca_file", ForeignServerRelationId, swarm_net_check_file},
 	{"version", ForeignServerRelationId, check_version},
 	{"api_key", UserMappingRelationId, check_key}
 };
 
-/* check_endpoints: check hook of pg_swarm.llm_allowed_endpoints. */
-static bool
-check_endpoints(char **value, void **extra, GucSource source)
-{
-	char	   *copy = pstrdup(*value ? *value : "");
-	List	   *list;
-	bool		ok = SplitGUCList(copy, ',', &list);
-
-	list_free(list);
-	pfree(copy);
-	return ok;
-}
+static const SwarmNetWrapper wrapper = {
+	.name = "swarm_llm",
+	.options = known_options,
+	.noptions = lengthof(known_options),
+	.options_hint = "Options of a server are endpoint, dialect, path, timeout, stall_timeout, max_parallel, ca_file and version; of a user mapping api_key.",
+	.secrets_hint = "Keys belong to CREATE USER MAPPING.",
+	.example = "https://api.anthropic.com",
+	.setting = "pg_swarm.llm_allowed_endpoints",
+	.allowed = &swarm_llm_allowed_endpoints
+};
 
 /* old_history: conversations go with the history of jobs. */
 static void
@@ -109,10 +86,7 @@ void
 swarm_llm_init(void)
 {
 	swarm_job_history_register(old_history);
-	DefineCustomStringVariable("pg_swarm.llm_allowed_endpoints",
-							   "Endpoints that roles without superuser rights may create servers for, separated by commas.", NULL,
-							   &swarm_llm_allowed_endpoints, "",
-							   PGC_SUSET, GUC_LIST_INPUT, check_endpoints, NULL, NULL);
+	swarm_net_define_allowed(&wrapper);
 	DefineCustomStringVariable("pg_swarm.llm_server",
 							   "Server of the models that name none.", NULL,
 							   &default_server, "",
@@ -134,80 +108,8 @@ SWARM_FUNCTION(swarm_llm_validator);
 Datum
 swarm_llm_validator(PG_FUNCTION_ARGS)
 {
-	List	   *options = untransformRelOptions(PG_GETARG_DATUM(0));
-	Oid			catalog = PG_GETARG_OID(1);
-	ListCell   *lc;
-
-	foreach(lc, options)
-	{
-		DefElem    *def = lfirst(lc);
-		const KnownOption *known = NULL;
-
-		for (int i = 0; i < lengthof(known_options); i++)
-		{
-			if (strcmp(known_options[i].name, def->defname) == 0)
-				known = &known_options[i];
-		}
-		if (known == NULL || known->catalog != catalog)
-			ereport(ERROR,
-					(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
-					 errmsg("invalid option \"%s\"", def->defname),
-					 known != NULL && known->catalog == UserMappingRelationId ?
-					 errhint("Everybody can read the options of a server. Keys belong to CREATE USER MAPPING.") :
-					 known != NULL ? errhint("It is an option of the server.") :
-					 errhint("Options of a server are endpoint, dialect, path, timeout, stall_timeout, max_parallel, ca_file and version; of a user mapping api_key.")));
-		known->check(def->defname, defGetString(def));
-	}
-	if (catalog == ForeignServerRelationId)
-	{
-		if (option(options, "endpoint") == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
-					 errmsg("a server of wrapper \"swarm_llm\" needs the option \"endpoint\""),
-					 errhint("For example: endpoint 'https://api.anthropic.com'.")));
-		require_trust(option(options, "endpoint"), option(options, "ca_file"));
-	}
+	(void) swarm_net_options(&wrapper, PG_GETARG_DATUM(0), PG_GETARG_OID(1));
 	PG_RETURN_VOID();
-}
-
-/*
- * require_trust: who creates a server decides where conversations go, and
- * which file the server process reads.
- */
-static void
-require_trust(const char *endpoint, const char *ca_file)
-{
-	char	   *listed = pstrdup(swarm_llm_allowed_endpoints ? swarm_llm_allowed_endpoints : "");
-	List	   *list;
-	ListCell   *lc;
-
-	if (superuser())
-		return;
-	if (ca_file != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("only superusers may set the option \"ca_file\"")));
-	if (SplitGUCList(listed, ',', &list))
-	{
-		foreach(lc, list)
-		{
-			if (strcmp(lfirst(lc), endpoint) == 0)
-				return;
-		}
-	}
-	ereport(ERROR,
-			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-			 errmsg("endpoint \"%s\" is not allowed", endpoint),
-			 errhint("A superuser can create the server, or add the endpoint to pg_swarm.llm_allowed_endpoints.")));
-}
-
-static void
-invalid(const char *name, const char *value, const char *hint)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("invalid value for option \"%s\": \"%s\"", name, value),
-			 errhint("%s", hint)));
 }
 
 static void
@@ -217,14 +119,14 @@ check_endpoint(const char *name, const char *value)
 	char	   *host;
 
 	if (!swarm_net_split_endpoint(value, &https, &host))
-		invalid(name, value, "It has the form http://host:port or https://host:port, without path, query or user.");
+		swarm_net_option_invalid(name, value, "It has the form http://host:port or https://host:port, without path, query or user.");
 }
 
 static void
 check_dialect(const char *name, const char *value)
 {
 	if (strcmp(value, "anthropic") != 0 && strcmp(value, "openai") != 0)
-		invalid(name, value, "It is anthropic or openai.");
+		swarm_net_option_invalid(name, value, "It is anthropic or openai.");
 }
 
 static void
@@ -235,7 +137,7 @@ check_path(const char *name, const char *value)
 	if (length > 128 || (length > 0 && (value[0] != '/' || value[length - 1] == '/')) ||
 		strspn(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~/") != length ||
 		strstr(value, "..") != NULL)
-		invalid(name, value, "It is what stands before /messages or /chat/completions, for example /v1.");
+		swarm_net_option_invalid(name, value, "It is what stands before /messages or /chat/completions, for example /v1.");
 }
 
 static void
@@ -244,23 +146,7 @@ check_duration(const char *name, const char *value)
 	int			ms;
 
 	if (!parse_int(value, &ms, GUC_UNIT_MS, NULL) || ms < 1)
-		invalid(name, value, "It is a duration such as 90s or 10min.");
-}
-
-static void
-check_parallel(const char *name, const char *value)
-{
-	int			n;
-
-	if (!parse_int(value, &n, 0, NULL) || n < 1 || n > MAX_PARALLEL)
-		invalid(name, value, "It is a number from 1 to 256.");
-}
-
-static void
-check_file(const char *name, const char *value)
-{
-	if (!is_absolute_path(value))
-		invalid(name, value, "It is the absolute path of a file with certificates on the server.");
+		swarm_net_option_invalid(name, value, "It is a duration such as 90s or 10min.");
 }
 
 static void
@@ -268,7 +154,7 @@ check_version(const char *name, const char *value)
 {
 	if (*value == '\0' || strlen(value) > 32 ||
 		strspn(value, "abcdefghijklmnopqrstuvwxyz0123456789-.") != strlen(value))
-		invalid(name, value, "For example: " DEFAULT_VERSION ".");
+		swarm_net_option_invalid(name, value, "For example: " DEFAULT_VERSION ".");
 }
 
 /* check_key: its value is in no message. */
@@ -292,44 +178,6 @@ check_key(const char *name, const char *value)
  * Reading a server
  * ------------------------------------------------------------------------ */
 
-static char *
-option(List *options, const char *name)
-{
-	ListCell   *lc;
-
-	foreach(lc, options)
-	{
-		DefElem    *def = lfirst(lc);
-
-		if (strcmp(def->defname, name) == 0)
-			return defGetString(def);
-	}
-	return NULL;
-}
-
-/* find_server: the server of that name, which the current user may use. */
-static ForeignServer *
-find_server(const char *name)
-{
-	ForeignServer *server = GetForeignServerByName(name, true);
-	ForeignDataWrapper *wrapper = server ? GetForeignDataWrapper(server->fdwid) : NULL;
-	AclResult	acl;
-
-	if (server == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("server \"%s\" does not exist", name),
-				 errhint("Use CREATE SERVER ... FOREIGN DATA WRAPPER swarm_llm.")));
-	if (strcmp(wrapper->fdwname, "swarm_llm") != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("server \"%s\" is not a server of wrapper \"swarm_llm\"", name)));
-	acl = swarm_server_aclcheck(server->serverid, GetUserId(), ACL_USAGE);
-	if (acl != ACLCHECK_OK)
-		aclcheck_error(acl, OBJECT_FOREIGN_SERVER, name);
-	return server;
-}
-
 /*
  * swarm._llm_server_check(name) returns text: the dialect of a server that the
  * current user may use, or an error.
@@ -338,8 +186,8 @@ SWARM_FUNCTION(swarm_llm_server_check);
 Datum
 swarm_llm_server_check(PG_FUNCTION_ARGS)
 {
-	ForeignServer *server = find_server(text_to_cstring(PG_GETARG_TEXT_PP(0)));
-	char	   *dialect = option(server->options, "dialect");
+	ForeignServer *server = swarm_net_server(&wrapper, text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	char	   *dialect = swarm_net_option(server->options, "dialect");
 
 	PG_RETURN_TEXT_P(cstring_to_text(dialect ? dialect : "anthropic"));
 }
@@ -347,7 +195,7 @@ swarm_llm_server_check(PG_FUNCTION_ARGS)
 static int
 duration(List *options, const char *name, int otherwise)
 {
-	char	   *value = option(options, name);
+	char	   *value = swarm_net_option(options, name);
 	int			ms = otherwise;
 
 	if (value != NULL)
@@ -374,10 +222,10 @@ swarm_llm_server(const char *name)
 static SwarmLlmServer *
 read_server(const char *name)
 {
-	ForeignServer *foreign = find_server(name);
+	ForeignServer *foreign = swarm_net_server(&wrapper, name);
 	SwarmLlmServer *server = palloc0(sizeof(SwarmLlmServer));
-	char	   *value = option(foreign->options, "endpoint");
-	char	   *path = option(foreign->options, "path");
+	char	   *value = swarm_net_option(foreign->options, "endpoint");
+	char	   *path = swarm_net_option(foreign->options, "path");
 	char	   *origin;
 	bool		https;
 	char	   *host;
@@ -390,18 +238,18 @@ read_server(const char *name)
 	origin = psprintf("%s://%s", https ? "https" : "http", host);
 	server->base = psprintf("%s%s", origin, path ? path : "/v1");
 	server->literal = swarm_net_host_is_literal(host);
-	value = option(foreign->options, "dialect");
+	value = swarm_net_option(foreign->options, "dialect");
 	server->dialect = value != NULL && strcmp(value, "openai") == 0 ? LLM_OPENAI : LLM_ANTHROPIC;
-	value = option(foreign->options, "version");
+	value = swarm_net_option(foreign->options, "version");
 	server->version = pstrdup(value ? value : DEFAULT_VERSION);
 	server->timeout_ms = duration(foreign->options, "timeout", 0);
 	server->stall_ms = duration(foreign->options, "stall_timeout", DEFAULT_STALL_MS);
-	value = option(foreign->options, "max_parallel");
+	value = swarm_net_option(foreign->options, "max_parallel");
 	server->max_parallel = DEFAULT_PARALLEL;
 	if (value != NULL)
 		(void) parse_int(value, &server->max_parallel, 0, NULL);	/* as its check */
-	server->ca_file = option(foreign->options, "ca_file");
-	read_mapping(foreign->serverid, server);
+	server->ca_file = swarm_net_option(foreign->options, "ca_file");
+	read_mapping(foreign, server);
 	server->endpoint = swarm_net_endpoint(origin);
 	swarm_policy_of_server(name, &server->policy);
 	return server;
@@ -412,28 +260,19 @@ read_server(const char *name)
  * mapping is asked without a key.
  */
 static void
-read_mapping(Oid serverid, SwarmLlmServer *server)
+read_mapping(const ForeignServer *foreign, SwarmLlmServer *server)
 {
-	HeapTuple	tuple = SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(GetUserId()),
-										ObjectIdGetDatum(serverid));
+	List	   *options;
 	Secret	   *secret;
-	Datum		datum;
-	bool		isnull;
 
-	if (!HeapTupleIsValid(tuple))
-		tuple = SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(InvalidOid),
-								ObjectIdGetDatum(serverid));
-	if (!HeapTupleIsValid(tuple))
+	if (!swarm_net_mapping(foreign, &options))
 		return;
 	secret = palloc0(sizeof(Secret));
 	secret->server = server;
 	secret->callback.func = wipe;
 	secret->callback.arg = secret;
 	MemoryContextRegisterResetCallback(CurrentMemoryContext, &secret->callback);
-	datum = SysCacheGetAttr(USERMAPPINGUSERSERVER, tuple, Anum_pg_user_mapping_umoptions, &isnull);
-	if (!isnull)
-		server->api_key = option(untransformRelOptions(datum), "api_key");
-	ReleaseSysCache(tuple);
+	server->api_key = swarm_net_option(options, "api_key");
 }
 
 /* wipe: the context ends: leave no key in freed memory. */

@@ -6,12 +6,14 @@
  * calls swarm_net_turn() until they are done; a turn waits on the latch and
  * on all sockets together, and heeds interrupts.  What is tried again, how
  * long after, and when an endpoint is left alone, is decided here, from
- * tables.  Nothing here knows SQL, transactions or S3.
+ * tables.  Nothing here knows SQL, transactions or S3; of foreign servers only
+ * what all of ours have in common (net_server.c).
  */
 #ifndef SWARM_NET_NET_H
 #define SWARM_NET_NET_H
 
 #include "datatype/timestamp.h"
+#include "foreign/foreign.h"
 #include "lib/ilist.h"
 
 #include "base/policy.h"
@@ -291,6 +293,60 @@ extern void swarm_net_text(char *to, size_t room, const char *from);
 
 /* Milliseconds of a clock that nobody moves. */
 extern int64 swarm_net_ms(void);
+
+/* ------------------------------------------------------------------------
+ * Foreign servers that stand for endpoints (net_server.c)
+ * ------------------------------------------------------------------------ */
+
+/* An option; check raises 22023 for a bad value. */
+typedef struct SwarmNetOption
+{
+	const char *name;
+	Oid			catalog;		/* of servers, or of user mappings */
+	void		(*check) (const char *name, const char *value);
+} SwarmNetOption;
+
+/* A foreign data wrapper of ours. */
+typedef struct SwarmNetWrapper
+{
+	const char *name;
+	const SwarmNetOption *options;
+	int			noptions;
+	const char *options_hint;	/* which ones there are */
+	const char *secrets_hint;	/* where those of user mappings belong */
+	const char *example;		/* of an endpoint */
+	const char *setting;		/* lists the endpoints that are allowed */
+	char	  **allowed;		/* its value */
+
+	/* or NULL: raises 42501 for endpoints that are for superusers only */
+	void		(*for_superusers) (const char *endpoint);
+} SwarmNetWrapper;
+
+/*
+ * For a validator: check the options, and that the current user may create a
+ * server with them.  Errors: HV00D, HV00P, 22023, 42501.
+ */
+extern List *swarm_net_options(const SwarmNetWrapper *wrapper, Datum options, Oid catalog);
+extern void swarm_net_option_invalid(const char *name, const char *value, const char *hint);
+
+/* Checks that more than one wrapper needs: max_parallel, ca_file. */
+extern void swarm_net_check_parallel(const char *name, const char *value);
+extern void swarm_net_check_file(const char *name, const char *value);
+
+/* Define wrapper->setting; called from _PG_init. */
+extern void swarm_net_define_allowed(const SwarmNetWrapper *wrapper);
+
+/* The value of an option, or NULL. */
+extern char *swarm_net_option(List *options, const char *name);
+
+/* A server of the wrapper that the current user may use.  Errors: 42704, 42809, 42501. */
+extern ForeignServer *swarm_net_server(const SwarmNetWrapper *wrapper, const char *name);
+
+/*
+ * Options of the user mapping of the current user, or of PUBLIC: false if there
+ * is neither.  They hold secrets: the caller wipes what it keeps.
+ */
+extern bool swarm_net_mapping(const ForeignServer *server, List **options);
 
 /* Settings and shared memory; called from _PG_init. */
 extern void swarm_net_init(void);

@@ -15,6 +15,7 @@ int			swarm_query_max_pause_action = 0;
 int			swarm_query_grace_ms = 5000;
 int			swarm_query_result_rows = 1000;
 int			swarm_query_result_kb = 1024;
+int			swarm_query_result_table_mb = 1024;
 
 static const struct config_enum_entry max_pause_actions[] = {
 	{"resume", 0, false},
@@ -50,6 +51,11 @@ swarm_query_init(void)
 							"Most bytes that a statement's result keeps.", NULL,
 							&swarm_query_result_kb, 1024, 0, 100 * 1024,
 							PGC_USERSET, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomIntVariable("pg_swarm.query_result_table_size",
+							"Largest table that a statement's result becomes.",
+							"A larger one is not kept, and the statement fails. 0: no limit.",
+							&swarm_query_result_table_mb, 1024, 0, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MB, NULL, NULL, NULL);
 	swarm_job_history_register(swarm_query_prune);
 	swarm_query_shmem_init();
 	swarm_query_pause_init();

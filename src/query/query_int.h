@@ -263,6 +263,9 @@ typedef struct SwarmQueryRows
 
 extern int	swarm_query_execute(const char *sql, bool read_only, SwarmQueryRows *rows);
 
+/* The statement that makes `table` of the rows of `body`.  Error 22023: it is not one SELECT. */
+extern char *swarm_query_into(const char *body, const char *table);
+
 /* ------------------------------------------------------------------------
  * The table (query_store.c); in a transaction
  * ------------------------------------------------------------------------ */
@@ -281,6 +284,7 @@ typedef struct SwarmQueryRow
 	bool		notify;
 	int64		job;			/* 0 = none */
 	bool		approval;		/* a request is open */
+	char	   *result_table;	/* qualified and quoted, or NULL */
 } SwarmQueryRow;
 
 /*
@@ -328,5 +332,6 @@ extern int	swarm_query_max_pause_action;	/* 0 resume, 1 terminate */
 extern int	swarm_query_grace_ms;
 extern int	swarm_query_result_rows;
 extern int	swarm_query_result_kb;
+extern int	swarm_query_result_table_mb;
 
 #endif							/* SWARM_QUERY_QUERY_INT_H */

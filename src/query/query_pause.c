@@ -198,8 +198,9 @@ disarm(void)
 
 /*
  * note_obstacle: what keeps the process from coming by, for who waits for it:
- * a sort that has read all its rows and sorts them, a utility command, nothing
- * at all.  Called by the signal handler; the slot's text is only ever a hint.
+ * a sort that has read all its rows and sorts them, foreign code in the plan, a
+ * utility command, nothing at all.  Called by the signal handler; the slot's text
+ * is only ever a hint.
  */
 static void
 note_obstacle(void)
@@ -215,10 +216,16 @@ note_obstacle(void)
 		what = node_name(top->nodes[0]);
 		for (int i = 0; i < top->n; i++)
 		{
-			if (IsA(top->nodes[i], SortState) &&
-				((SortState *) top->nodes[i])->tuplesortstate != NULL &&
-				!((SortState *) top->nodes[i])->sort_Done)
+			PlanState  *node = top->nodes[i];
+
+			if (IsA(node, SortState) &&
+				((SortState *) node)->tuplesortstate != NULL && !((SortState *) node)->sort_Done)
+			{
 				what = "Sort";
+				break;
+			}
+			if (IsA(node, ForeignScanState) || IsA(node, CustomScanState))
+				what = node_name(node);
 		}
 	}
 	strlcpy(swarm_query_me->node, what, sizeof(swarm_query_me->node));

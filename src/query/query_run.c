@@ -5,6 +5,8 @@
  *
  * The statement's effects, its result and its last state are one transaction;
  * a failed or terminated statement is rolled back alone, and its row says so.
+ * Rows that are to be a table become one by CREATE TABLE AS, so that this is the
+ * server's own, with its rights, event triggers and errors.
  */
 #include "postgres.h"
 
@@ -14,11 +16,15 @@
 #include "executor/executor.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "nodes/parsenodes.h"
 #include "storage/ipc.h"
 #include "tcop/dest.h"
+#include "tcop/tcopprot.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
 #include "utils/guc.h"
+#include "utils/json.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -29,6 +35,7 @@
 #include "base/compat.h"
 #include "base/export.h"
 #include "base/fault.h"
+#include "base/json.h"
 #include "base/spi.h"
 #include "query/query_int.h"
 
@@ -55,7 +62,8 @@ static void rows_startup(DestReceiver *self, int operation, TupleDesc desc);
 static bool rows_receive(TupleTableSlot *slot, DestReceiver *self);
 static void rows_nothing(DestReceiver *self);
 static void run_statement(const SwarmQueryRow *row, Outcome *out);
-static Datum rows_to_jsonb(const SwarmQueryRows *rows);
+static void check_table_size(const char *table);
+static Datum rows_to_jsonb(const SwarmQueryRows *rows, const char *table);
 static void store_outcome(const Outcome *out, SwarmQueryRow *row,
 						  const SwarmQuerySlot *last);
 
@@ -84,6 +92,10 @@ swarm_query_execute(const char *sql, bool read_only, SwarmQueryRows *rows)
 
 	SPI_connect();
 	rc = SPI_execute_extended(sql, &options);
+	if (rc == SPI_ERROR_TRANSACTION)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("transaction control is not possible in a query")));
 	if (rc < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -247,8 +259,14 @@ run_statement(const SwarmQueryRow *row, Outcome *out)
 	MemoryContextSwitchTo(caller);
 	PG_TRY();
 	{
-		(void) swarm_query_execute(row->body, false, &rows);
-		out->result = rows_to_jsonb(&rows);
+		if (row->result_table != NULL)
+		{
+			(void) swarm_query_execute(swarm_query_into(row->body, row->result_table), false, &rows);
+			check_table_size(row->result_table);
+		}
+		else
+			(void) swarm_query_execute(row->body, false, &rows);
+		out->result = rows_to_jsonb(&rows, row->result_table);
 
 		/* whoever has said that it shall be terminated is right until here */
 		LWLockAcquire(swarm_query_lock, LW_EXCLUSIVE);
@@ -297,18 +315,58 @@ run_statement(const SwarmQueryRow *row, Outcome *out)
 	}
 }
 
+/*
+ * swarm_query_into: parsed, so that the body is that one statement and cannot
+ * have more to say than a SELECT.
+ */
+char *
+swarm_query_into(const char *body, const char *table)
+{
+	List	   *parsed = pg_parse_query(body);
+	RawStmt    *raw = list_length(parsed) == 1 ? linitial_node(RawStmt, parsed) : NULL;
+
+	if (raw == NULL || !IsA(raw->stmt, SelectStmt) || ((SelectStmt *) raw->stmt)->intoClause != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("only the rows of a single SELECT can become a table"),
+				 errhint("What INSERT, UPDATE and DELETE return can be selected: WITH r AS (DELETE ... RETURNING ...) SELECT ... FROM r.")));
+	body += raw->stmt_location;
+	return psprintf("CREATE TABLE %s AS %s", table,
+					raw->stmt_len > 0 ? pnstrdup(body, raw->stmt_len) : body);
+}
+
+/* check_table_size: an error undoes the table. */
+static void
+check_table_size(const char *table)
+{
+	Datum		name = CStringGetTextDatum(table);
+	int64		size = DatumGetInt64(DirectFunctionCall1(pg_total_relation_size,
+														 DirectFunctionCall1(to_regclass, name)));
+
+	if (swarm_query_result_table_mb > 0 && size > swarm_query_result_table_mb * INT64CONST(1024) * 1024)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("table %s would be larger than %d MB", table, swarm_query_result_table_mb),
+				 errhint("The limit is pg_swarm.query_result_table_size.")));
+}
+
 static Datum
-rows_to_jsonb(const SwarmQueryRows *rows)
+rows_to_jsonb(const SwarmQueryRows *rows, const char *table)
 {
 	StringInfoData json;
 
 	initStringInfo(&json);
 	appendStringInfo(&json, "{\"rows\": " UINT64_FORMAT, rows->count);
-	if (rows->columns > 0)
+	if (table != NULL)
+	{
+		appendStringInfoString(&json, ", \"table\": ");
+		escape_json(&json, table);
+	}
+	else if (rows->columns > 0)
 		appendStringInfo(&json, ", \"data\": [%s], \"truncated\": %s", rows->text.data,
 						 rows->truncated ? "true" : "false");
 	appendStringInfoChar(&json, '}');
-	return DirectFunctionCall1(jsonb_in, CStringGetDatum(json.data));
+	return DirectFunctionCall1(jsonb_in, CStringGetDatum(swarm_json_storable(json.data)));
 }
 
 /*

@@ -4,18 +4,25 @@
  */
 #include "postgres.h"
 
+#include "access/transam.h"
 #include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_namespace.h"
 #include "catalog/pg_type.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "parser/parse_func.h"
 #include "tcop/utility.h"
+#include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/inval.h"
 #include "utils/jsonb.h"
+#include "utils/lsyscache.h"
 #include "utils/timestamp.h"
+#include "utils/varlena.h"
 
 #include "base/clock.h"
 #include "base/compat.h"
@@ -29,12 +36,14 @@
 static int64 insert_row(const char *kind, Oid owner, Datum body, const char *model,
 						const char *mode, Datum budget, Datum metadata);
 static int64 enqueue(const char *kind, int64 query);
+static char *result_table(FunctionCallInfo fcinfo);
 static void call_hooks(FunctionCallInfo fcinfo, SwarmHookPhase phase, int64 id);
 static void registered(void *item);
 static void undo_register(void *item);
+static void settle(int64 id);
 
 /*
- * swarm.query_start(kind, body, model, permission_mode, budget, metadata)
+ * swarm.query_start(kind, body, model, permission_mode, budget, metadata, result_table)
  */
 SWARM_FUNCTION(swarm_query_start);
 Datum
@@ -43,12 +52,13 @@ swarm_query_start(PG_FUNCTION_ARGS)
 	char	   *kind = PG_ARGISNULL(0) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(0));
 	char	   *model = PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2));
 	char	   *mode = PG_ARGISNULL(3) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(3));
+	char	   *table = NULL;
 	bool		llm;
 	int64		id;
 	int64		job;
 	SwarmSpi	spi;
-	Oid			types[] = {INT8OID, INT8OID};
-	Datum		values[2];
+	Oid			types[] = {INT8OID, INT8OID, TEXTOID};
+	Datum		values[3];
 
 	PreventCommandIfReadOnly("query_start()");
 	PreventCommandDuringRecovery("query_start()");
@@ -68,6 +78,14 @@ swarm_query_start(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(5) && !JB_ROOT_IS_OBJECT(PG_GETARG_JSONB_P(5)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("metadata must be a JSON object")));
+	if (!PG_ARGISNULL(4) && !JB_ROOT_IS_OBJECT(PG_GETARG_JSONB_P(4)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("the budget must be a JSON object")));
+	if (!PG_ARGISNULL(6) && llm)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("a query of kind \"llm\" has no rows for a table")));
+	if (!PG_ARGISNULL(6))
+		table = result_table(fcinfo);
 	if (llm && model != NULL)
 		model = swarm_query_resolve_model(model);
 	call_hooks(fcinfo, SWARM_HOOK_BEFORE, 0);
@@ -77,12 +95,43 @@ swarm_query_start(PG_FUNCTION_ARGS)
 	job = enqueue(llm ? "llm" : "query", id);
 	values[0] = Int64GetDatum(id);
 	values[1] = Int64GetDatum(job);
+	values[2] = table ? CStringGetTextDatum(table) : (Datum) 0;
 	swarm_spi_begin(&spi);
-	swarm_spi_execute("UPDATE swarm._query SET job = $2 WHERE id = $1", 2, types, values, NULL);
+	swarm_spi_execute("UPDATE swarm._query SET job = $2, result_table = $3 WHERE id = $1", 3, types, values,
+					  table ? NULL : "  n");
 	swarm_spi_end(&spi);
 	swarm_query_watch();
 	call_hooks(fcinfo, SWARM_HOOK_AFTER, id);
 	PG_RETURN_INT64(id);
+}
+
+/*
+ * result_table: the name of the table that the rows shall become, as the caller's
+ * search_path means it.  It is made, with all the server's checks, when the query
+ * runs; what is wrong already is said at once.
+ */
+static char *
+result_table(FunctionCallInfo fcinfo)
+{
+	RangeVar   *table = makeRangeVarFromNameList(textToQualifiedNameList(PG_GETARG_TEXT_PP(6)));
+	Oid			schema = RangeVarGetCreationNamespace(table);
+	AclResult	acl = swarm_namespace_aclcheck(schema, GetUserId(), ACL_CREATE);
+	char	   *name;
+
+	if (isAnyTempNamespace(schema))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the table of a result cannot be temporary"),
+				 errhint("It is made in another process.")));
+	if (acl != ACLCHECK_OK)
+		aclcheck_error(acl, OBJECT_SCHEMA, get_namespace_name(schema));
+	if (OidIsValid(get_relname_relid(table->relname, schema)))
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_TABLE),
+				 errmsg("relation \"%s\" already exists", table->relname)));
+	name = quote_qualified_identifier(get_namespace_name(schema), table->relname);
+	(void) swarm_query_into(text_to_cstring(PG_GETARG_TEXT_PP(1)), name);
+	return name;
 }
 
 /* call_hooks: those of users around query_start(); its arguments are checked. */
@@ -102,6 +151,8 @@ call_hooks(FunctionCallInfo fcinfo, SwarmHookPhase phase, int64 id)
 	swarm_hook_text(&data, "permission_mode", text_to_cstring(PG_GETARG_TEXT_PP(3)));
 	swarm_hook_jsonb(&data, "budget", PG_ARGISNULL(4) ? (Datum) 0 : PG_GETARG_DATUM(4));
 	swarm_hook_jsonb(&data, "metadata", PG_ARGISNULL(5) ? (Datum) 0 : PG_GETARG_DATUM(5));
+	if (!PG_ARGISNULL(6))
+		swarm_hook_text(&data, "result_table", text_to_cstring(PG_GETARG_TEXT_PP(6)));
 	if (phase == SWARM_HOOK_BEFORE)
 		swarm_hook_before("query_start", GetUserId(), &data);
 	else
@@ -299,7 +350,34 @@ swarm_query_wait(PG_FUNCTION_ARGS)
 		(void) ConditionVariableTimedSleep(cv, Min(ms, 3600L * 1000), wait_event);
 	}
 	ConditionVariableCancelSleep();
+	if (swarm_query_is_final(row.state))
+		settle(id);
 	PG_RETURN_TEXT_P(cstring_to_text(swarm_query_state_name(row.state)));
+}
+
+/*
+ * settle: who has waited for a query may use what it has made.  Its commit can be
+ * seen a moment before others are told that the catalogs have changed, but its
+ * transaction's lock is released after that.  (A row is frozen after more than an
+ * hour: then its xmin may be anybody's.)
+ */
+static void
+settle(int64 id)
+{
+	SwarmSpi	spi;
+	Oid			types[] = {INT8OID};
+	Datum		values[] = {Int64GetDatum(id)};
+	TransactionId xid = InvalidTransactionId;
+	bool		isnull;
+
+	swarm_spi_begin(&spi);
+	if (swarm_spi_query("SELECT xmin FROM swarm._query WHERE id = $1 AND finished_at > swarm._now() - interval '1 hour'",
+						1, types, values, NULL) > 0)
+		xid = DatumGetTransactionId(swarm_spi_column(0, 1, &isnull));
+	swarm_spi_end(&spi);
+	if (TransactionIdIsNormal(xid) && !TransactionIdIsCurrentTransactionId(xid))
+		XactLockTableWait(xid, NULL, NULL, XLTW_None);
+	AcceptInvalidationMessages();
 }
 
 /*

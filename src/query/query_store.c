@@ -20,7 +20,7 @@
 #define ROW_COLUMNS \
 	"SELECT q.kind, q.owner::oid, q.body, q.model, q.permission_mode, q.state::text, q.wanted, q.pause_mode, " \
 	"coalesce(q.metadata->>'notify' = 'true', false), coalesce(q.job, 0), " \
-	"EXISTS (SELECT FROM swarm._query_request r WHERE r.query = q.id AND r.decision IS NULL) " \
+	"EXISTS (SELECT FROM swarm._query_request r WHERE r.query = q.id AND r.decision IS NULL), q.result_table " \
 	"FROM swarm._query q WHERE q.id = $1"
 
 bool
@@ -54,6 +54,7 @@ swarm_query_fetch(int64 id, bool lock, SwarmQueryRow *row)
 		row->notify = swarm_spi_bool(0, 9);
 		row->job = swarm_spi_int64(0, 10);
 		row->approval = swarm_spi_bool(0, 11);
+		row->result_table = swarm_spi_text(0, 12);
 		MemoryContextSwitchTo(spi_context);
 	}
 	swarm_spi_end(&spi);

@@ -8,38 +8,20 @@
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
-#include "access/reloptions.h"
-#include "catalog/pg_foreign_data_wrapper.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_user_mapping.h"
-#include "commands/defrem.h"
 #include "common/string.h"
-#include "foreign/foreign.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "nodes/makefuncs.h"
-#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/syscache.h"
-#include "utils/varlena.h"
 
-#include "base/compat.h"
 #include "base/export.h"
 #include "s3/s3.h"
 #include "s3/s3_int.h"
 
 #define DEFAULT_PARALLEL	20
-#define MAX_PARALLEL		256
-
-typedef struct KnownOption
-{
-	const char *name;
-	Oid			catalog;
-	void		(*check) (const char *name, const char *value);
-} KnownOption;
 
 typedef struct Secrets
 {
@@ -52,26 +34,23 @@ char	   *swarm_s3_allowed_endpoints = NULL;
 static void check_endpoint(const char *name, const char *value);
 static void check_region(const char *name, const char *value);
 static void check_bool(const char *name, const char *value);
-static void check_parallel(const char *name, const char *value);
-static void check_file(const char *name, const char *value);
 static void check_bucket(const char *name, const char *value);
 static void check_prefix(const char *name, const char *value);
 static void check_secret(const char *name, const char *value);
-static void require_trust(const char *endpoint, const char *ca_file);
+static void refuse_folder(const char *endpoint);
 static const char *bucket_fault(const char *bucket);
 static void key_fault(const char *key);
-static void read_mapping(Oid serverid, SwarmS3Server *server);
+static void read_mapping(const ForeignServer *foreign, SwarmS3Server *server);
 static void wipe(void *arg);
 static void forget(SwarmS3Server *server);
-static char *option(List *options, const char *name);
 
-static const KnownOption known_options[] = {
+static const SwarmNetOption known_options[] = {
 	{"endpoint", ForeignServerRelationId, check_endpoint},
 	{"region", ForeignServerRelationId, check_region},
 	{"path_style", ForeignServerRelationId, check_bool},
 	{"sign_payload", ForeignServerRelationId, check_bool},
-	{"max_parallel", ForeignServerRelationId, check_parallel},
-	{"ca_file", ForeignServerRelationId, check_file},
+	{"max_parallel", ForeignServerRelationId, swarm_net_check_parallel},
+	{"ca_file", ForeignServerRelationId, swarm_net_check_file},
 	{"allowed_bucket", ForeignServerRelationId, check_bucket},
 	{"allowed_prefix", ForeignServerRelationId, check_prefix},
 	{"access_key_id", UserMappingRelationId, check_secret},
@@ -79,26 +58,22 @@ static const KnownOption known_options[] = {
 	{"session_token", UserMappingRelationId, check_secret}
 };
 
-/* check_endpoints: check hook of pg_swarm.s3_allowed_endpoints. */
-static bool
-check_endpoints(char **value, void **extra, GucSource source)
-{
-	char	   *copy = pstrdup(*value ? *value : "");
-	List	   *list;
-	bool		ok = SplitGUCList(copy, ',', &list);
-
-	list_free(list);
-	pfree(copy);
-	return ok;
-}
+static const SwarmNetWrapper wrapper = {
+	.name = "swarm_s3",
+	.options = known_options,
+	.noptions = lengthof(known_options),
+	.options_hint = "Options of a server are endpoint, region, path_style, sign_payload, max_parallel, ca_file, allowed_bucket and allowed_prefix; of a user mapping access_key_id, secret_access_key and session_token.",
+	.secrets_hint = "Secrets belong to CREATE USER MAPPING FOR PUBLIC.",
+	.example = "https://s3.eu-central-1.amazonaws.com",
+	.setting = "pg_swarm.s3_allowed_endpoints",
+	.allowed = &swarm_s3_allowed_endpoints,
+	.for_superusers = refuse_folder
+};
 
 void
 swarm_s3_init(void)
 {
-	DefineCustomStringVariable("pg_swarm.s3_allowed_endpoints",
-							   "Endpoints that roles without superuser rights may create servers for, separated by commas.", NULL,
-							   &swarm_s3_allowed_endpoints, "",
-							   PGC_SUSET, GUC_LIST_INPUT, check_endpoints, NULL, NULL);
+	swarm_net_define_allowed(&wrapper);
 }
 
 /* ------------------------------------------------------------------------
@@ -112,89 +87,23 @@ SWARM_FUNCTION(swarm_s3_validator);
 Datum
 swarm_s3_validator(PG_FUNCTION_ARGS)
 {
-	List	   *options = untransformRelOptions(PG_GETARG_DATUM(0));
-	Oid			catalog = PG_GETARG_OID(1);
-	ListCell   *lc;
+	List	   *options = swarm_net_options(&wrapper, PG_GETARG_DATUM(0), PG_GETARG_OID(1));
 
-	foreach(lc, options)
-	{
-		DefElem    *def = lfirst(lc);
-		const KnownOption *known = NULL;
-
-		for (int i = 0; i < lengthof(known_options); i++)
-		{
-			if (strcmp(known_options[i].name, def->defname) == 0)
-				known = &known_options[i];
-		}
-		if (known == NULL || known->catalog != catalog)
-			ereport(ERROR,
-					(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
-					 errmsg("invalid option \"%s\"", def->defname),
-					 known != NULL && known->catalog == UserMappingRelationId ?
-					 errhint("Everybody can read the options of a server. Secrets belong to CREATE USER MAPPING FOR PUBLIC.") :
-					 known != NULL ? errhint("It is an option of the server.") :
-					 errhint("Options of a server are endpoint, region, path_style, sign_payload, max_parallel, ca_file, allowed_bucket and allowed_prefix; of a user mapping access_key_id, secret_access_key and session_token.")));
-		known->check(def->defname, defGetString(def));
-	}
-	if (catalog == ForeignServerRelationId)
-	{
-		if (option(options, "endpoint") == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
-					 errmsg("a server of wrapper \"swarm_s3\" needs the option \"endpoint\""),
-					 errhint("For example: endpoint 'https://s3.eu-central-1.amazonaws.com'.")));
-		require_trust(option(options, "endpoint"), option(options, "ca_file"));
-	}
-	if (catalog == UserMappingRelationId &&
-		(option(options, "access_key_id") == NULL) != (option(options, "secret_access_key") == NULL))
+	if (PG_GETARG_OID(1) == UserMappingRelationId &&
+		(swarm_net_option(options, "access_key_id") == NULL) != (swarm_net_option(options, "secret_access_key") == NULL))
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
 				 errmsg("access_key_id and secret_access_key come together")));
 	PG_RETURN_VOID();
 }
 
-/*
- * require_trust: who creates a server decides where data goes, and which file
- * the server process reads.
- */
 static void
-require_trust(const char *endpoint, const char *ca_file)
+refuse_folder(const char *endpoint)
 {
-	char	   *listed = pstrdup(swarm_s3_allowed_endpoints ? swarm_s3_allowed_endpoints : "");
-	List	   *list;
-	ListCell   *lc;
-
-	if (superuser())
-		return;
 	if (swarm_s3_split_folder(endpoint) != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("only superusers may use a folder as an endpoint")));
-	if (ca_file != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("only superusers may set the option \"ca_file\"")));
-	if (SplitGUCList(listed, ',', &list))
-	{
-		foreach(lc, list)
-		{
-			if (strcmp(lfirst(lc), endpoint) == 0)
-				return;
-		}
-	}
-	ereport(ERROR,
-			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-			 errmsg("endpoint \"%s\" is not allowed", endpoint),
-			 errhint("A superuser can create the server, or add the endpoint to pg_swarm.s3_allowed_endpoints.")));
-}
-
-static void
-invalid(const char *name, const char *value, const char *hint)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("invalid value for option \"%s\": \"%s\"", name, value),
-			 errhint("%s", hint)));
 }
 
 static void
@@ -204,7 +113,7 @@ check_endpoint(const char *name, const char *value)
 	char	   *host;
 
 	if (swarm_s3_split_folder(value) == NULL && !swarm_net_split_endpoint(value, &https, &host))
-		invalid(name, value, "It has the form http://host:port or https://host:port, without path, query or user, or file:///folder outside of the data directory.");
+		swarm_net_option_invalid(name, value, "It has the form http://host:port or https://host:port, without path, query or user, or file:///folder outside of the data directory.");
 }
 
 static void
@@ -212,7 +121,7 @@ check_region(const char *name, const char *value)
 {
 	if (*value == '\0' || strlen(value) > 63 ||
 		strspn(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != strlen(value))
-		invalid(name, value, "For example: us-east-1.");
+		swarm_net_option_invalid(name, value, "For example: us-east-1.");
 }
 
 static void
@@ -221,23 +130,7 @@ check_bool(const char *name, const char *value)
 	bool		b;
 
 	if (!parse_bool(value, &b))
-		invalid(name, value, "It is true or false.");
-}
-
-static void
-check_parallel(const char *name, const char *value)
-{
-	int			n;
-
-	if (!parse_int(value, &n, 0, NULL) || n < 1 || n > MAX_PARALLEL)
-		invalid(name, value, "It is a number from 1 to 256.");
-}
-
-static void
-check_file(const char *name, const char *value)
-{
-	if (!is_absolute_path(value))
-		invalid(name, value, "It is the absolute path of a file with certificates on the server.");
+		swarm_net_option_invalid(name, value, "It is true or false.");
 }
 
 static void
@@ -246,14 +139,14 @@ check_bucket(const char *name, const char *value)
 	const char *fault = bucket_fault(value);
 
 	if (fault != NULL)
-		invalid(name, value, fault);
+		swarm_net_option_invalid(name, value, fault);
 }
 
 static void
 check_prefix(const char *name, const char *value)
 {
 	if (strlen(value) > SWARM_S3_KEY_MAX)
-		invalid(name, value, "A key has at most 1024 bytes.");
+		swarm_net_option_invalid(name, value, "A key has at most 1024 bytes.");
 }
 
 /* check_secret: it will stand in a header; the value is not repeated. */
@@ -302,54 +195,16 @@ swarm_s3_split_folder(const char *endpoint)
  * Reading a server
  * ------------------------------------------------------------------------ */
 
-static char *
-option(List *options, const char *name)
-{
-	ListCell   *lc;
-
-	foreach(lc, options)
-	{
-		DefElem    *def = lfirst(lc);
-
-		if (strcmp(def->defname, name) == 0)
-			return defGetString(def);
-	}
-	return NULL;
-}
-
-/* find_server: the server of that name, which the current user may use. */
-static ForeignServer *
-find_server(const char *name)
-{
-	ForeignServer *server = GetForeignServerByName(name, true);
-	ForeignDataWrapper *wrapper = server ? GetForeignDataWrapper(server->fdwid) : NULL;
-	AclResult	acl;
-
-	if (server == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("server \"%s\" does not exist", name),
-				 errhint("Use CREATE SERVER ... FOREIGN DATA WRAPPER swarm_s3.")));
-	if (strcmp(wrapper->fdwname, "swarm_s3") != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("server \"%s\" is not a server of wrapper \"swarm_s3\"", name)));
-	acl = swarm_server_aclcheck(server->serverid, GetUserId(), ACL_USAGE);
-	if (acl != ACLCHECK_OK)
-		aclcheck_error(acl, OBJECT_FOREIGN_SERVER, name);
-	return server;
-}
-
 void
 swarm_s3_server_check(const char *name)
 {
-	(void) find_server(name);
+	(void) swarm_net_server(&wrapper, name);
 }
 
 char *
 swarm_s3_endpoint_of(List *options)
 {
-	char	   *endpoint = option(options, "endpoint");
+	char	   *endpoint = swarm_net_option(options, "endpoint");
 	bool		https;
 	char	   *host;
 
@@ -365,12 +220,12 @@ swarm_s3_endpoint_of(List *options)
 SwarmS3Server *
 swarm_s3_server(const char *name)
 {
-	ForeignServer *foreign = find_server(name);
+	ForeignServer *foreign = swarm_net_server(&wrapper, name);
 	SwarmS3Server *server = palloc0(sizeof(SwarmS3Server));
 	char	   *value;
 
 	server->name = pstrdup(name);
-	value = option(foreign->options, "endpoint");
+	value = swarm_net_option(foreign->options, "endpoint");
 	server->folder = value ? swarm_s3_split_folder(value) : NULL;
 	if (server->folder != NULL)
 		server->host = pstrdup("");
@@ -379,25 +234,25 @@ swarm_s3_server(const char *name)
 				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
 				 errmsg("server \"%s\" has no endpoint", name)));
 	server->literal = swarm_net_host_is_literal(server->host);
-	value = option(foreign->options, "region");
+	value = swarm_net_option(foreign->options, "region");
 	server->region = pstrdup(value ? value : "us-east-1");
-	value = option(foreign->options, "path_style");
+	value = swarm_net_option(foreign->options, "path_style");
 	server->path_style = true;
 	if (value != NULL)
 		(void) parse_bool(value, &server->path_style);
-	value = option(foreign->options, "sign_payload");
+	value = swarm_net_option(foreign->options, "sign_payload");
 	server->sign_payload = !server->https;
 	if (value != NULL)
 		(void) parse_bool(value, &server->sign_payload);
-	value = option(foreign->options, "max_parallel");
+	value = swarm_net_option(foreign->options, "max_parallel");
 	server->max_parallel = DEFAULT_PARALLEL;
 	if (value != NULL)
 		(void) parse_int(value, &server->max_parallel, 0, NULL);	/* as its check */
-	server->ca_file = option(foreign->options, "ca_file");
-	server->allowed_bucket = option(foreign->options, "allowed_bucket");
-	server->allowed_prefix = option(foreign->options, "allowed_prefix");
+	server->ca_file = swarm_net_option(foreign->options, "ca_file");
+	server->allowed_bucket = swarm_net_option(foreign->options, "allowed_bucket");
+	server->allowed_prefix = swarm_net_option(foreign->options, "allowed_prefix");
 	if (server->folder == NULL)
-		read_mapping(foreign->serverid, server);
+		read_mapping(foreign, server);
 	server->endpoint = swarm_net_endpoint(swarm_s3_endpoint_of(foreign->options));
 	swarm_policy_of_server(name, &server->policy);
 	return server;
@@ -407,39 +262,26 @@ swarm_s3_server(const char *name)
  * read_mapping: the credentials of the current user, or of PUBLIC.
  */
 static void
-read_mapping(Oid serverid, SwarmS3Server *server)
+read_mapping(const ForeignServer *foreign, SwarmS3Server *server)
 {
-	HeapTuple	tuple = SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(GetUserId()),
-										ObjectIdGetDatum(serverid));
-	Secrets    *secrets;
-	Datum		datum;
-	bool		isnull;
 	List	   *options;
-	char	   *value;
+	Secrets    *secrets;
 
-	if (!HeapTupleIsValid(tuple))
-		tuple = SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(InvalidOid),
-								ObjectIdGetDatum(serverid));
-	if (!HeapTupleIsValid(tuple))
+	if (!swarm_net_mapping(foreign, &options))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("server \"%s\" has no user mapping for role \"%s\"", server->name,
 						GetUserNameFromId(GetUserId(), false)),
 				 errhint("Use CREATE USER MAPPING FOR PUBLIC SERVER %s OPTIONS (access_key_id ..., secret_access_key ...).",
 						 quote_identifier(server->name))));
-	datum = SysCacheGetAttr(USERMAPPINGUSERSERVER, tuple, Anum_pg_user_mapping_umoptions, &isnull);
-	options = isnull ? NIL : untransformRelOptions(datum);
-	ReleaseSysCache(tuple);
-
 	secrets = palloc0(sizeof(Secrets));
 	secrets->server = server;
 	secrets->callback.func = wipe;
 	secrets->callback.arg = secrets;
 	MemoryContextRegisterResetCallback(CurrentMemoryContext, &secrets->callback);
-	server->access_key = option(options, "access_key_id");
-	server->secret_key = option(options, "secret_access_key");
-	value = option(options, "session_token");
-	server->session_token = value;
+	server->access_key = swarm_net_option(options, "access_key_id");
+	server->secret_key = swarm_net_option(options, "secret_access_key");
+	server->session_token = swarm_net_option(options, "session_token");
 }
 
 /*

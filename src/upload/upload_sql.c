@@ -96,6 +96,7 @@ swarm_s3_upload_sync(PG_FUNCTION_ARGS)
 		PG_RETURN_JSONB_P(refusal(fault));
 	upload->server = swarm_s3_server(upload->server_name);
 	swarm_upload_options(upload, upload->options);
+	swarm_upload_read_fallback(upload);
 	upload->in_transaction = true;
 	swarm_upload_before(upload);
 	run_here(upload);
@@ -200,9 +201,11 @@ run_here(SwarmUpload *upload)
 				file->state = file->upload_id ? FILE_ABORTING : FILE_CANCELLED;
 		}
 		swarm_upload_run(upload);
+		swarm_upload_end_here(upload);
 		ReThrowError(edata);
 	}
 	PG_END_TRY();
+	swarm_upload_end_here(upload);
 }
 
 /*
@@ -669,6 +672,7 @@ swarm_upload_result(SwarmUpload *upload, int64 ms, bool finished)
 			appendStringInfo(&files, ", \"size\": " INT64_FORMAT, file->size);
 			append_json(&files, "type", file->content_type);
 			append_json(&files, "etag", file->etag);
+			append_json(&files, "server", file->server_name ? file->server_name : upload->server_name);
 			appendStringInfo(&files, ", \"attempts\": %d, \"ms\": " INT64_FORMAT "}", file->attempts, file->ms);
 			bytes += file->size;
 		}
@@ -680,6 +684,7 @@ swarm_upload_result(SwarmUpload *upload, int64 ms, bool finished)
 			escape_json(&failed, file->name);
 			append_json(&failed, "error", file->error);
 			append_json(&failed, "code", file->code);
+			append_json(&failed, "server", file->server_name ? file->server_name : upload->server_name);
 			appendStringInfo(&failed, ", \"http\": %d, \"attempts\": %d}", file->status, file->attempts);
 		}
 	}
@@ -847,7 +852,7 @@ swarm_s3_retry(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 				 errmsg("batch " INT64_FORMAT " was retried concurrently", batch)));
 	files = (int) swarm_spi_execute("UPDATE swarm._s3_file SET state = 'waiting', code = NULL, error = NULL, "
-									"status = NULL, finished_at = NULL WHERE batch = $1 AND state <> 'done'",
+									"status = NULL, finished_at = NULL, server = CASE WHEN upload_id IS NOT NULL THEN server END WHERE batch = $1 AND state <> 'done'",
 									1, types, values, NULL);
 	swarm_spi_end(&spi);
 	if (files > 0)

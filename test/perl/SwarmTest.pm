@@ -10,6 +10,8 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use File::Basename;
+use File::Copy;
 use IPC::Run ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -19,7 +21,7 @@ our @EXPORT = qw(
   swarm_cluster swarm_conf poll_ok poll_sql crash_is_over start_again jobs_end
   states workers worker_pid sql_error sql_fails
   start_psql finish_psql say_psql answers work_table once_each
-  until_true server_start server_stop
+  until_true server_start server_stop test_module
 );
 
 my %servers;
@@ -78,6 +80,21 @@ sub server_stop
 	waitpid $s->{pid}, 0;
 	delete $servers{ $s->{pid} };
 	return;
+}
+
+# test_module(NAME): build test/modules/NAME against the server under test, in a scratch
+# folder; what to LOAD.  Such a module is for tests only and installed nowhere.
+sub test_module
+{
+	my ($name) = @_;
+	my $dir = PostgreSQL::Test::Utils::tempdir();
+	my $from = dirname(__FILE__) . "/../modules/$name";
+
+	copy("$from/$_", "$dir/$_") or die "$from/$_: $!" foreach 'Makefile', "$name.c";
+	delete local @ENV{qw(MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES)};
+	system('make', '-s', '-C', $dir, 'with_llvm=no', 'PG_CONFIG=' . ($ENV{PG_CONFIG} || 'pg_config')) == 0
+	  or die "test module $name does not build";
+	return "$dir/$name";
 }
 
 END

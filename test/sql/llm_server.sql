@@ -40,7 +40,7 @@ DROP ROLE swarm_llm_user;
 DROP SERVER llm_1 CASCADE;
 
 -- Models
-SELECT name, alias_of, provider, tier, context, price_input, price_output, status FROM swarm.models WHERE builtin ORDER BY name COLLATE "C";
+SELECT name, alias_of, provider, tier, context, price_input, price_output, status FROM swarm.models WHERE NOT touched ORDER BY name COLLATE "C";
 SELECT swarm._model_resolve('deep');
 SELECT swarm._model_resolve('unknown');
 BEGIN;
@@ -54,12 +54,15 @@ ROLLBACK;
 BEGIN;
 -- a restored row takes the place of the one that CREATE EXTENSION has made
 INSERT INTO swarm.models (name, alias_of) VALUES ('fast', 'claude-3-opus-20240229');
-SELECT name, alias_of, builtin FROM swarm.models WHERE name = 'fast';
+SELECT name, alias_of, touched FROM swarm.models WHERE name = 'fast';
 ROLLBACK;
 \set VERBOSITY terse
 INSERT INTO swarm.budgets (scope, limit_usd) VALUES ('galaxy', 1);
 INSERT INTO swarm.budgets (scope, limit_usd) VALUES ('role:nobody here', 1);
 INSERT INTO swarm.budgets (scope) VALUES ('all');
+INSERT INTO swarm.budgets (scope, limit_usd) VALUES ('all', 'NaN');
+INSERT INTO swarm.budgets (scope, limit_usd) VALUES ('all', 'Infinity');
+INSERT INTO swarm.models (name, price_output) VALUES ('n', 'NaN');
 \set VERBOSITY default
 
 -- What is asked is checked before anything is sent
@@ -71,6 +74,7 @@ SELECT swarm.llm_ask('fast', '[{"role": "assistant", "content": "x"}]'::jsonb);
 SELECT swarm.llm_ask('fast', 'x', permission_mode => 'all');
 SELECT swarm.llm_ask('fast', 'x', options => '{"colour": "red"}');
 SELECT swarm.llm_ask('fast', 'x', options => '{"max_tokens": 0}');
+SELECT swarm.llm_ask('fast', 'x', options => '{"budget_usd": "NaN"}');
 SELECT swarm.llm_ask('fast', 'x', tools => '{none}');
 SELECT swarm.llm_wait(0);
 SELECT swarm.llm_say(0, 'x');
@@ -84,6 +88,14 @@ CREATE FUNCTION pg_temp.llm_double(a int, b int = 2) RETURNS int LANGUAGE sql AS
 SELECT * FROM swarm._llm_tool_execute('pg_temp.llm_double'::regproc, '{"a": 3}', false);
 CREATE FUNCTION pg_temp.llm_double(a int) RETURNS text LANGUAGE sql AS 'SELECT current_user::text';
 SELECT * FROM swarm._llm_tool_execute('pg_temp.llm_double(int,int)'::regprocedure, '{"a": 3}', false);
+-- JSON that text cannot hold is no error, in a result or in the body of a query
+CREATE FUNCTION pg_temp.llm_zero(n int) RETURNS json LANGUAGE sql AS $$SELECT json '{"a": ["\u0000x\udead", "\\u0000"]}'$$;
+SELECT result = '{"a": ["' || chr(65533) || 'x' || chr(65533) || '", "\\u0000"]}' AS same, failed FROM swarm._llm_tool_execute('pg_temp.llm_zero'::regproc, '{"n": 1}', false);
+BEGIN;
+SELECT swarm.query_start('llm', '[{"role": "user", "content": "\u0000"}]', 'fast') AS query \gset
+SELECT swarm._llm_of_query(:query) AS conversation \gset
+SELECT text = chr(65533) AS same FROM swarm._llm_message WHERE conversation = :conversation;
+ROLLBACK;
 -- options do not change what a budget reserves for
 SELECT swarm._llm_body(jsonb_populate_record(NULL::swarm._llm_conversation,
     '{"id": 0, "tools": [], "options": {"params": {"max_tokens": 9, "max_completion_tokens": 9, "n": 9, "stream_options": null, "top_k": 9}}}'), m, d, 5)

@@ -20,6 +20,45 @@ SELECT r->'rows', jsonb_array_length(r->'data'), r->'truncated' FROM swarm.query
 SELECT swarm.query_start('sql', 'SELECT repeat(''x'', 700000) FROM generate_series(1, 3)') AS id \gset
 SELECT swarm.query_wait(:id);
 SELECT r->'rows', jsonb_array_length(r->'data'), r->'truncated' FROM swarm.query_result(:id) r;
+-- what JSON escapes and text cannot hold is replaced
+SELECT swarm.query_start('sql', $$SELECT json '["a\u0000b", "\ud800", "\ud83d\ude00", "\\u0000"]' AS j, json '{"\u0000": 1}' AS k$$) AS id \gset
+SELECT swarm.query_wait(:id);
+SELECT r->'data'->0->'j' = jsonb_build_array('a' || chr(65533) || 'b', chr(65533), chr(128512), '\u0000') AS j, r->'data'->0->'k'->>chr(65533) AS k
+FROM swarm.query_result(:id) r;
+-- rows as a table: all of them, with their types
+SELECT swarm.query_start('sql', 'SELECT i, i % 2 = 0 AS even, json ''"\u0000"'' AS "J" FROM generate_series(1, 2500) i; -- all', result_table => 'query_control.kept') AS id \gset
+SELECT swarm.query_wait(:id), swarm.query_result(:id);
+SELECT string_agg(attname || ' ' || format_type(atttypid, NULL), ', ' ORDER BY attnum), (SELECT count(*) FROM query_control.kept WHERE even) AS even
+FROM pg_attribute WHERE attrelid = 'query_control.kept'::regclass AND attnum > 0;
+SET search_path = query_control, public;
+SELECT swarm.query_start('sql', 'WITH r AS (DELETE FROM query_control.kept WHERE even RETURNING i) SELECT max(i) FROM r', result_table => '"Gone"') AS id \gset
+RESET search_path;
+SELECT swarm.query_wait(:id), swarm.query_result(:id);
+SELECT max, (SELECT count(*) FROM query_control.kept) FROM query_control."Gone";
+SELECT swarm.query_start('sql', 'SELECT 1 AS one', result_table => 'query_control.kept');
+SELECT swarm.query_start('sql', 'SELECT 1 AS one', result_table => 'nowhere.t');
+SELECT swarm.query_start('sql', 'SELECT 1 AS one', result_table => 'a.b.c.d');
+SELECT swarm.query_start('sql', 'SELECT 1 AS one', result_table => '');
+SELECT swarm.query_start('sql', 'SELECT 1 AS one', result_table => 'query_control.t) AS SELECT 2; DROP TABLE query_control.kept; --');
+SELECT swarm.query_start('sql', 'SELECT 1 AS one', result_table => 'pg_temp.t');
+SELECT swarm.query_start('sql', 'SELECT 1 AS one; SELECT 2', result_table => 'query_control.t');
+SELECT swarm.query_start('sql', 'SELECT 1 AS one INTO query_control.u', result_table => 'query_control.t');
+SELECT swarm.query_start('sql', 'INSERT INTO query_control.made VALUES (20) RETURNING i', result_table => 'query_control.t');
+SELECT swarm.query_start('sql', 'SELECT FROM WHERE', result_table => 'query_control.t');
+SELECT swarm.query_start('sql', '', result_table => 'query_control.t');
+SELECT swarm.query_start('llm', 'hello', result_table => 'query_control.t');
+-- made by somebody meanwhile; two columns of one name; read-only; an error in the middle
+BEGIN;
+SELECT swarm.query_start('sql', 'SELECT 1 AS one', result_table => 'query_control.t') AS id \gset
+CREATE TABLE query_control.t (other int);
+COMMIT;
+SELECT swarm.query_wait(:id), swarm.query_result(:id);
+SELECT swarm.query_start('sql', 'SELECT 1 AS a, 2 AS a', result_table => 'query_control.u') AS twice,
+    swarm.query_start('sql', 'SELECT 1 AS a', permission_mode => 'plan', result_table => 'query_control.v') AS plan,
+    swarm.query_start('sql', 'SELECT 1 / (i - 1000) AS a FROM generate_series(1, 2000) i', result_table => 'query_control.w') AS error \gset
+SELECT swarm.query_wait(:twice), swarm.query_wait(:plan), swarm.query_wait(:error);
+SELECT sqlstate, error FROM swarm.queries WHERE id IN (:id, :twice, :plan, :error) ORDER BY id;
+SELECT to_regclass('query_control.u'), to_regclass('query_control.v'), to_regclass('query_control.w'), (SELECT count(*) FROM query_control.t);
 -- errors: rolled back alone
 SELECT swarm.query_start('sql', 'INSERT INTO query_control.made VALUES (13); SELECT 1/0') AS id \gset
 SELECT swarm.query_wait(:id), swarm.query_result(:id), (SELECT count(*) FROM query_control.made);
@@ -51,8 +90,12 @@ SELECT swarm.query_start('sql', NULL);
 SELECT swarm.query_start('sql', 'SELECT 1', model => 'fast');
 SELECT swarm.query_start('sql', 'SELECT 1', permission_mode => 'sudo');
 SELECT swarm.query_start('sql', 'SELECT 1', metadata => '[]');
+SELECT swarm.query_start('sql', 'SELECT 1', budget => '100');
 SELECT swarm.query_control('explode', :id);
+SELECT swarm.query_control('explode');
 SELECT swarm.query_control('pause');
+SELECT swarm.query_control('list', params => '["include_history"]');
+SELECT swarm.query_control('pause', :id, '"now"');
 SELECT swarm.query_pause(-1);
 SELECT swarm.query_status(-1);
 SELECT swarm.query_try('pause', -1), swarm.query_try('status', :id), swarm.query_try('explode', :id);
@@ -120,6 +163,13 @@ SELECT swarm.query_pause(:id, timeout => '60 s');
 SELECT swarm.query_terminate(:id), swarm.query_wait(:id);
 CALL query_control.until(format('(SELECT count(*) = 3 FROM swarm.query_events WHERE query = %s)', :id));
 SELECT action, before, after FROM swarm.query_events WHERE query = :id ORDER BY at, id;
+-- ... in the middle of the rows of a table, of which nothing stays
+SELECT swarm.query_start('sql', $$SELECT query_control.spin('f') UNION ALL SELECT 1$$, result_table => 'query_control.never') AS id \gset
+CALL query_control.until(format('(SELECT state = ''running'' AND pid IS NOT NULL FROM swarm.queries WHERE id = %s)', :id));
+SELECT swarm.query_pause(:id, timeout => '60 s');
+SELECT swarm.query_execute_command(:id, $$SELECT count(*) FROM query_control.never$$);
+SELECT swarm.query_terminate(:id), swarm.query_wait(:id);
+SELECT to_regclass('query_control.never');
 BEGIN;
 SELECT swarm.query_start('sql', 'SELECT 1') AS id \gset
 SELECT swarm.query_terminate(:id);

@@ -11,6 +11,8 @@ use QueryTest;
 
 my $node = swarm_cluster('main', conf => "autovacuum = off\nmax_connections = 30\n");
 data_tables($node);
+# reads table big by custom scans
+my $custom = "LOAD '" . test_module('custom_scan') . "'; SET custom_scan.relation = 'big'";
 
 # ---------------------------------------------------------------------------
 # Every node.  A pause comes at the next request for a row, of whatever node; so
@@ -55,6 +57,7 @@ my %nodes = (
 		'SELECT b.id AS v FROM few a LEFT JOIN big b ON b.g = a.k WHERE b.id % 10 = 7 OR pg_sleep(0.001) IS NULL' ],
 	'WorkTable Scan' => [ "$joins SET enable_nestloop = on",
 		'WITH RECURSIVE a(v) AS (SELECT id FROM big WHERE id <= 300 UNION ALL SELECT a.v FROM a LEFT JOIN big b ON b.id = a.v WHERE b.id IS NULL OR pg_sleep(0.001) IS NULL) SELECT v FROM a' ],
+	'Custom Scan' => [ $custom, 'SELECT g AS v FROM big WHERE id + 0 <= 300' ],
 	# asked by the executor itself, in a function
 	(map { $_ => undef } ('LockRows', 'ModifyTable', 'Named Tuplestore Scan')),
 	(map { $_ => [ 'SET enable_hashjoin = on', undef, 'ModifyTable' ] } ('INSERT', 'ON CONFLICT', 'DELETE')),
@@ -236,8 +239,8 @@ like(finish_psql($session), qr/terminating connection/, 'pg_terminate_backend en
 poll_ok($node, "SELECT state::text IN ('complete', 'error') FROM swarm.queries WHERE id = $id", '... its query has ended', 't');
 
 # statement_timeout does not count, and goes on after
-($session, $id) = held($endless, "SET statement_timeout = '1s'");
-$node->safe_psql('postgres', 'SELECT pg_sleep(1.5)');
+($session, $id) = held($endless, "SET statement_timeout = '5s'");
+$node->safe_psql('postgres', 'SELECT pg_sleep(5.5)');
 is(query_state($node, $id), 'paused', 'statement_timeout does not count while it is paused');
 resume($node, $id);
 goes_on($session, $id, 'resumed: the timeout strikes');
@@ -296,6 +299,57 @@ for my $utility ('ANALYZE copy', 'VACUUM copy', 'CREATE INDEX ON copy (g)', 'ALT
 	say_psql($lock, 'BEGIN; LOCK TABLE copy');
 }
 say_psql($lock, 'COMMIT');
+
+# foreign code that does not return answers so, with its node, and is held when it has
+my @foreign = ([ 'Custom Scan', 'SELECT pg_advisory_lock(42)', 'SELECT pg_advisory_unlock(42)', "$custom; SET custom_scan.wait = 42", 'big' ]);
+push @foreign, [ 'Foreign Scan', 'BEGIN; LOCK TABLE big', 'COMMIT', '', 'far' ] if $nodes{'Foreign Scan'};
+my $total = $node->safe_psql('postgres', 'SELECT sum(g) FROM big');
+for (@foreign)
+{
+	my ($name, $take, $give, $settings, $table) = @$_;
+
+	for my $end ('resumed', 'cancelled while it does not return', 'cancelled while it is held')
+	{
+		($session, $id) = register($node, $settings);
+		say_psql($lock, $take);
+		pausing_psql($session, "SELECT sum(g) FROM $table");
+		poll_ok($node, q{SELECT count(*) FROM pg_locks WHERE NOT granted AND (locktype = 'advisory' OR relation = 'big'::regclass)}, "$name does not return", '1');
+		is($node->safe_psql('postgres', "SELECT swarm.query_pause($id, timeout => '50 ms')"), 'pausing', '... cannot be held');
+		is($node->safe_psql('postgres', "SELECT pausing, node FROM swarm.queries WHERE id = $id"), "t|$name", '... and is named');
+		if ($end =~ /return/)
+		{
+			$node->safe_psql('postgres', "SELECT pg_cancel_backend(pid) FROM swarm.queries WHERE id = $id");
+			$session->{run}->pump until $session->{out} =~ /^\Q$session->{mark}\E$/m;
+			say_psql($lock, $give);
+		}
+		else
+		{
+			say_psql($lock, $give);
+			poll_ok($node, "SELECT state, pausing, node FROM swarm.queries WHERE id = $id", '... it has returned: held', "paused|f|$name");
+			if ($end =~ /held/)
+			{
+				$node->safe_psql('postgres', "SELECT pg_cancel_backend(pid) FROM swarm.queries WHERE id = $id");
+			}
+			else
+			{
+				resume($node, $id);
+			}
+			$session->{run}->pump until $session->{out} =~ /^\Q$session->{mark}\E$/m;
+		}
+		if ($end eq 'resumed')
+		{
+			is((split /\n/, $session->{out})[0], $total, "... $end: the result");
+		}
+		else
+		{
+			like($session->{err}, qr/canceling statement/, "... $end");
+			resume($node, $id) if $end =~ /return/;
+		}
+		is(say_psql($session, 'SELECT 1'), '1', '... the session goes on');
+		$session->{in} .= "\\q\n";
+		finish_psql($session);
+	}
+}
 
 # DDL waits for what is paused, and is seen
 ($session, $id) = held($endless);

@@ -36,6 +36,18 @@ is(ends($id), 'complete', 'a conversation');
 like($node->safe_psql('postgres', "SELECT swarm.query_result($id)"), qr/You said: hello/, '... its result');
 is($node->safe_psql('postgres', "SELECT kind, state, turns, tokens_out > 0, cost > 0 FROM swarm._query WHERE id = $id"), 'llm|complete|1|t|t', '... what it cost');
 
+# what no conversation can be made of fails at once, and not attempt by attempt
+for ([ 'hello', q(metadata => '{"budget_tokens": "abc"}'), '22P02' ], [ 'hello', q(metadata => '{"tools": ["none"]}'), '42704' ],
+	[ 'hello', q(metadata => '{"max_tokens": -5}'), '22023' ], [ '[1, 2]', 'budget => NULL', '22023' ])
+{
+	my ($text, $arguments, $sqlstate) = @$_;
+
+	$id = start($text, ", $arguments");
+	is(ends($id), 'error', "$text, $arguments");
+	is($node->safe_psql('postgres', "SELECT sqlstate, error <> '', turns FROM swarm.queries WHERE id = $id"), "$sqlstate|t|1", '... and why');
+	poll_ok($node, "SELECT j.state, j.attempts FROM swarm.queries q JOIN swarm.jobs j ON j.id = q.job WHERE q.id = $id", '... its job is not tried again', 'completed|1');
+}
+
 # of an agent
 $node->safe_psql('postgres', q{SELECT swarm.agent_type_create('{"name": "asker", "capabilities": ["ask"], "model": "m", "prompt": "be short"}')});
 is($node->safe_psql('postgres', q{SELECT status FROM swarm.agent_spawn('[{"type": "asker", "name": "one"}]')}), 'spawned', 'an agent with a model');
