@@ -29,6 +29,10 @@ SETTINGS = ["max_wal_size=8GB", "shared_preload_libraries=", "autovacuum=off", "
 BATCH, SINGLE, K = (1000, 200, 10) if QUICK else (10000, 1000, 10)
 TARGETS = (0.95, 0.975, 0.99)
 STORAGE = os.environ.get("ANN_STORAGE")
+if os.environ.get("ANN_HUGE_PAGES"):
+    SETTINGS.append("huge_pages=" + os.environ["ANN_HUGE_PAGES"])
+# A session maps the pages of shared memory and learns where they are as it reads them; this many statements come before its steady state.
+WARMUP = 100 if QUICK else 1000
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -195,14 +199,14 @@ class Engine:
 
     def floor(self):
         """What a statement costs that has the same parameter and result, and no search."""
-        return self.client(self.text(FLOOR), setup=["SET plan_cache_mode = force_generic_plan"], param=self.spec["param"], warmup=100,
+        return self.client(self.text(FLOOR), setup=["SET plan_cache_mode = force_generic_plan"], param=self.spec["param"], warmup=WARMUP,
                            limit=100 if QUICK else 1000, queries=self.data.folder + "/query.fbin")
 
-    def search(self, knob, truth=None, database=None):
+    def search(self, knob, truth=None, database=None, warmup=WARMUP):
         """1,000 queries, each a statement; with the recall where the exact answers are given."""
         with tempfile.NamedTemporaryFile() as ids:
             more = {"ids_out": ids.name} if truth is not None else {}
-            r = self.client(self.text(QUERY), database, setup=self.settings(knob), param=self.spec["param"], warmup=100,
+            r = self.client(self.text(QUERY), database, setup=self.settings(knob), param=self.spec["param"], warmup=warmup,
                             limit=100 if QUICK else 1000, queries=self.data.folder + "/query.fbin", k=K, **more)
             if truth is not None:
                 r["recall"] = self.data.recall(read(ids.name, np.int32), truth)
@@ -220,7 +224,7 @@ class Engine:
     def explain(self, knob):
         """The plan nodes of the index scans.  The client sends EXPLAIN as it sends the queries, so caches are as warm."""
         with tempfile.NamedTemporaryFile() as plans:
-            self.client("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + self.text(QUERY), setup=self.settings(knob), param=self.spec["param"], warmup=50,
+            self.client("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + self.text(QUERY), setup=self.settings(knob), param=self.spec["param"], warmup=WARMUP,
                         limit=50 if QUICK else 500, queries=self.data.folder + "/query.fbin", text_out=plans.name)
             nodes = [json.loads(p)[0]["Plan"]["Plans"][0] for p in plans.read().split(b"\0")[:-1]]
         for node in nodes:
@@ -273,6 +277,8 @@ def part_search(engines):
                 e.row(measure="search", round=number, knob=knob, **{**r, "recall": e.recalls[knob]})
         for e in turns(engines, number):
             e.row(measure="floor", round=number, **e.floor())
+            knob = e.knob_for(0.95)
+            e.row(measure="fresh", round=number, knob=knob, **{**e.search(knob, warmup=1), "recall": e.recall_at(knob)})
         # Inside the index scan, at the smallest knob that has the recall.
         for e in turns(engines, number):
             for target in TARGETS:

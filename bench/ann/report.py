@@ -189,6 +189,8 @@ def set_tables(run, s):
     for w in (0, 2):
         part(f"Build, {w} workers", ["engine", "CPU s", "spread", "wall s"], lines_of(run, s, f"build{w}", "cpu", "wall"))
     search_tables(run, s)
+    part("The first 1,000 statements of a session, at the knob for 0.95", ["engine", "CPU, µs a query", "spread", "p50 µs", "ef", "recall@10"],
+         lines_of(run, s, "fresh", "cpu_us", "p50_us", "knob", "recall"))
     for m, what in (("many_single", "100 queries, a statement each"), ("many_lateral", "100 queries in one statement, LATERAL"), ("many_call", "100 queries by swarm.search_many")):
         part(what, ["engine", "ms", "spread", "CPU ms", "ef", "recall@10"], lines_of(run, s, m, "ms", "cpu_ms", "knob", "recall"))
     for sync in ("off", "on"):

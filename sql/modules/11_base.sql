@@ -18,6 +18,12 @@ CREATE FUNCTION swarm._hook_run(caller oid, event text, phase text, payload json
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm__hook_run';
 
+-- The same for many operations at once: a veto or NULL for each; NULL if there
+-- are no hooks.
+CREATE FUNCTION swarm._hook_run_all(caller oid, event text, phase text, payloads jsonb[]) RETURNS text[]
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'swarm__hook_run_all';
+
 -- JSON text as jsonb; what JSON may escape and text cannot hold becomes U+FFFD.
 CREATE FUNCTION swarm._json_storable(document text) RETURNS jsonb
 LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE

@@ -226,9 +226,12 @@ AS 'MODULE_PATHNAME', 'swarm__namespace_may';
 CREATE FUNCTION swarm._namespace_validate(n swarm._namespace) RETURNS void
 LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF n.name IS NULL OR n.name = '' OR octet_length(n.name) > 200 OR n.name ~ '(^/|//|/$|[[:cntrl:]])' THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'name of a namespace is not valid',
-            HINT = 'Parts of 1 to 200 bytes in all, separated by single slashes, without control characters.';
+    IF n.name IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed', MESSAGE = 'name of a namespace must not be null';
+    END IF;
+    IF n.name = '' OR octet_length(n.name) > 200 OR n.name ~ '(^/|//|/$|[[:cntrl:]])' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('invalid namespace name "%s"', n.name),
+            HINT = 'It has 1 to 200 bytes, no control characters, and parts that are separated by single slashes.';
     END IF;
     IF n.default_ttl <= '0' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
@@ -343,7 +346,7 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'origin_path must begin with a bucket', HINT = 'For example: bucket, or bucket/prefix/.';
     END IF;
-    IF octet_length(part) > 900 OR part ~ '[[:cntrl:]]' OR starts_with(part, '/') OR part ~ '(^|/)\.\.?(/|$)' THEN
+    IF octet_length(part) > 900 OR part ~ '[[:cntrl:]]' OR starts_with(part, '/') OR part ~ '(^|/)[.][.]?(/|$)' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'origin_path is not valid',
             HINT = 'It has no slash at its beginning, no segments "." and "..", no control characters.';
     END IF;
@@ -799,7 +802,7 @@ AS 'MODULE_PATHNAME', 'swarm__memory_text';
 CREATE FUNCTION swarm._memory_query(query text) RETURNS tsquery
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RETURN (SELECT string_agg('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || ''':*', ' | ')::tsquery
+    RETURN (SELECT string_agg('''' || replace(replace(lexeme, E'\\', E'\\\\'), '''', '''''') || ''':*', ' | ')::tsquery
             FROM unnest(to_tsvector('english'::regconfig, query)));
 END $$;
 
@@ -1088,7 +1091,7 @@ BEGIN
     IF wrong IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('changes of table %s are not watched', wrong),
-            HINT = format('SELECT swarm.cache_watch(%L)', wrong);
+            HINT = format('Call swarm.cache_watch(%L).', wrong);
     END IF;
     RETURN coalesce(result, '{}');
 END $$;
@@ -1142,6 +1145,9 @@ DECLARE
     stamp pg_catalog.text;
 BEGIN
     -- no search_path of its own: names in the query are the caller's
+    IF sql IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed', MESSAGE = 'sql must not be null';
+    END IF;
     FOR i IN 1 .. 2 LOOP
         IF tables IS NULL THEN
             found := swarm.memory_get(namespace, key);
@@ -1432,7 +1438,7 @@ DECLARE
 BEGIN
     IF to_regclass('cron.job') IS NOT NULL THEN
         EXECUTE $q$SELECT count(cron.unschedule(jobid)) FROM cron.job
-                   WHERE jobname LIKE 'pg\_swarm maintenance: %' AND database = current_database()
+                   WHERE starts_with(jobname, 'pg_swarm maintenance: ') AND database = current_database()
                      AND username = current_user$q$ INTO n;
     END IF;
     RETURN n;

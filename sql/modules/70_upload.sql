@@ -66,8 +66,7 @@ COMMENT ON FUNCTION swarm.s3_file IS 'a file to upload';
 
 CREATE SEQUENCE swarm._s3_batch_id_seq;
 
--- A call of s3_upload(). finished_at: every file has its outcome. fallback_for:
--- the server that the call named, when its fallback, in server, is used.
+-- A call of s3_upload(). finished_at: every file has its outcome.
 CREATE TABLE swarm._s3_batch (
     id bigint PRIMARY KEY DEFAULT nextval('swarm._s3_batch_id_seq'),
     owner regrole NOT NULL,
@@ -78,12 +77,12 @@ CREATE TABLE swarm._s3_batch (
     cancelled boolean NOT NULL DEFAULT false,
     created_at timestamptz NOT NULL DEFAULT swarm._now(),
     started_at timestamptz,
-    finished_at timestamptz,
-    fallback_for text
+    finished_at timestamptz
 );
 
 -- A file of a batch. upload_id: a multipart upload that must be completed or
--- aborted. data: a bytea, until it is stored.
+-- aborted. data: a bytea, until it is stored. server: where it goes, if that is
+-- not the batch's server but its fallback.
 CREATE TABLE swarm._s3_file (
     batch bigint REFERENCES swarm._s3_batch ON DELETE CASCADE,
     no int,
@@ -105,13 +104,26 @@ CREATE TABLE swarm._s3_file (
     started_at timestamptz,
     finished_at timestamptz,
     ms bigint,
+    server text,
     PRIMARY KEY (batch, no)
 );
 ALTER TABLE swarm._s3_file ALTER data SET STORAGE EXTERNAL;
 
+-- A multipart upload that its file has left behind when it went to another
+-- server: it must be aborted.
+CREATE TABLE swarm._s3_left (
+    batch bigint NOT NULL,
+    no int NOT NULL,
+    server text NOT NULL,
+    upload_id text NOT NULL,
+    FOREIGN KEY (batch, no) REFERENCES swarm._s3_file ON DELETE CASCADE
+);
+CREATE INDEX ON swarm._s3_left (batch, no);
+
 SELECT pg_catalog.pg_extension_config_dump('swarm._s3_batch_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._s3_batch', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._s3_file', '');
+SELECT pg_catalog.pg_extension_config_dump('swarm._s3_left', '');
 
 ALTER TABLE swarm._s3_batch ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON swarm._s3_batch FOR SELECT
@@ -247,7 +259,7 @@ SELECT f.batch, f.no, f.name, f.key,
        CASE WHEN f.state = 'done' THEN f.size * 1000 / nullif(f.ms, 0)
             ELSE p.sent * 1000 / nullif(p.ms, 0) END AS rate,
        f.etag, f.code, f.error, f.content_type, f.metadata, f.kind AS source,
-       f.started_at, f.finished_at, coalesce(p.ms, f.ms) AS ms, b.server
+       f.started_at, f.finished_at, coalesce(p.ms, f.ms) AS ms, coalesce(f.server, b.server) AS server
 FROM swarm._s3_file f
 JOIN swarm._s3_batch b ON b.id = f.batch
 LEFT JOIN swarm._s3_progress() p ON p.batch = f.batch AND p.no = f.no;
@@ -261,7 +273,7 @@ SELECT b.id, b.owner, b.server, b.bucket, b.options, b.job,
             WHEN b.started_at IS NOT NULL THEN 'running' ELSE 'waiting' END AS state,
        f.files, f.done, f.failed, f.cancelled, f.bytes_sent, f.bytes_total,
        f.bytes_sent::float8 / nullif(f.bytes_total, 0) AS progress,
-       b.created_at, b.started_at, b.finished_at, b.fallback_for
+       b.created_at, b.started_at, b.finished_at
 FROM swarm._s3_batch b
 CROSS JOIN LATERAL (
     SELECT count(*) AS files, count(*) FILTER (WHERE state = 'done') AS done,

@@ -312,7 +312,7 @@ WHEN 'type' THEN '{"$schema": "https://json-schema.org/draft/2020-12/schema", "t
   "properties": {
     "name": {"type": "string", "minLength": 1, "maxLength": 128},
     "description": {"type": "string", "maxLength": 10000},
-    "version": {"type": "integer", "minimum": 1},
+    "version": {"type": "integer", "minimum": 1, "maximum": 2147483647},
     "capabilities": {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 128}},
     "handler": {"type": "string", "minLength": 1},
     "job_kind": {"type": "string", "minLength": 1},
@@ -329,9 +329,9 @@ WHEN 'type' THEN '{"$schema": "https://json-schema.org/draft/2020-12/schema", "t
     "budget": {"type": "object", "additionalProperties": false, "properties": {
       "max_tokens": {"type": "integer", "minimum": 0}, "max_cost": {"type": "number", "minimum": 0},
       "max_task_time": {"type": "string"}, "max_turns": {"type": "integer", "minimum": 1},
-      "max_tasks": {"type": "integer", "minimum": 0}, "max_time": {"type": "string"}}},
+      "max_tasks": {"type": "integer", "minimum": 0, "maximum": 2147483647}, "max_time": {"type": "string"}}},
     "max_attempts": {"type": "integer", "minimum": 1, "maximum": 10000},
-    "max_concurrency": {"type": "integer", "minimum": 1}}}'::jsonb
+    "max_concurrency": {"type": "integer", "minimum": 1, "maximum": 2147483647}}}'::jsonb
 WHEN 'agent' THEN '{"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "agent to be spawned", "type": "object",
   "required": ["type", "name"], "additionalProperties": false,
   "properties": {
@@ -346,7 +346,7 @@ WHEN 'task' THEN '{"$schema": "https://json-schema.org/draft/2020-12/schema", "t
   "additionalProperties": false,
   "properties": {
     "task": {"type": ["object", "array", "string", "number", "boolean", "null"]},
-    "agent": {"type": ["integer", "string"]}, "type": {"type": "string"},
+    "agent": {"type": ["integer", "string"], "minimum": -9223372036854775808, "maximum": 9223372036854775807}, "type": {"type": "string"},
     "capabilities": {"type": "array", "items": {"type": "string"}},
     "query": {"type": "string"}, "affinity": {"type": "string"},
     "priority": {"type": "string", "enum": ["low", "medium", "high", "critical"]},
@@ -448,6 +448,8 @@ BEGIN
     END LOOP;
     IF (spec->'budget'->>'max_task_time')::interval <= '0' OR (spec->'budget'->>'max_time')::interval < '0' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'invalid type of agents: $.budget: a time must be positive';
+    ELSIF (spec->'budget'->>'max_task_time')::interval > '24 days' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'invalid type of agents: $.budget.max_task_time must be at most 24 days';
     END IF;
     IF spec->>'permission_mode' = 'bypassPermissions' AND NOT has_function_privilege(caller, 'swarm.permission_bypass()', 'EXECUTE') THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = 'permission denied for permission mode "bypassPermissions"',
@@ -742,6 +744,9 @@ BEGIN
     t.timeout := CASE WHEN task ? 'timeout' THEN (task->>'timeout')::interval ELSE '5 min' END;
     IF t.timeout <= '0' OR t.timeout > '24 days' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'invalid task: $.timeout must be between 0 and 24 days';
+    ELSIF NOT isfinite(t.run_at) OR NOT isfinite(t.deadline) THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('invalid task: $.%s must be finite', CASE WHEN isfinite(t.run_at) THEN 'deadline' ELSE 'run_at' END);
     END IF;
     t.capabilities := swarm._sorted(swarm._json_list(task->'capabilities'));
     t.type := task->>'type';
@@ -832,14 +837,21 @@ CREATE FUNCTION swarm._task_cancel(caller oid, task bigint) RETURNS boolean
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     t swarm._agent_task := swarm._task_get(caller, task);
+    part bigint;
 BEGIN
     UPDATE swarm._agent_task o SET state = 'cancelled', finished_at = swarm._now(), error = 'cancelled'
     WHERE o.id = t.id AND o.state IN ('queued', 'waiting');
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    UPDATE swarm._agent_task o SET state = 'cancelled', finished_at = swarm._now(), error = 'cancelled'
-    WHERE o.parent = t.id AND o.state = 'queued';
+    FOR part IN
+        WITH RECURSIVE below AS (
+            SELECT o.id FROM swarm._agent_task o WHERE o.parent = t.id
+            UNION ALL SELECT o.id FROM below b JOIN swarm._agent_task o ON o.parent = b.id)
+        UPDATE swarm._agent_task o SET state = 'cancelled', finished_at = swarm._now(), error = 'cancelled'
+        FROM below b WHERE o.id = b.id AND o.state IN ('queued', 'waiting') RETURNING o.id LOOP
+        PERFORM swarm._task_ended(part);
+    END LOOP;
     PERFORM swarm._task_ended(t.id);
     PERFORM swarm._agent_join(t.parent);
     RETURN true;
@@ -1014,7 +1026,7 @@ BEGIN
     payload := t.payload;
     agent := ROW(a.id, a.name, a.type, s.capabilities, a.priority, a.metadata, y.spec, t.id, t.attempts + 1)::swarm.agent;
     timeout_us := coalesce(extract(epoch FROM least(t.timeout, (y.spec->'budget'->>'max_task_time')::interval,
-                                                    CASE WHEN t.deadline IS NOT NULL THEN greatest(t.deadline - swarm._now(), '1 ms') END))
+                                                    CASE WHEN t.deadline IS NOT NULL THEN least(greatest(t.deadline - swarm._now(), '1 ms'), '10000 days') END))
                            * 1000000, 0);
     -- a model's tools are held to the mode by module llm, and query_start() writes
     read_only := coalesce(y.spec->>'permission_mode' = 'plan', false) AND NOT y.spec ? 'model';
@@ -1178,17 +1190,22 @@ BEGIN
     ORDER BY at LIMIT 1000 FOR UPDATE SKIP LOCKED);
     DELETE FROM swarm._agent_task WHERE id IN (SELECT id FROM swarm._agent_task WHERE finished_at < swarm._now() - '7 days'::interval
     ORDER BY finished_at LIMIT 1000 FOR UPDATE SKIP LOCKED);
+    DELETE FROM swarm._agent_message WHERE id IN (SELECT id FROM swarm._agent_message WHERE sent_at < swarm._now() - '7 days'::interval
+    ORDER BY sent_at LIMIT 1000 FOR UPDATE SKIP LOCKED);
 END $$;
 
 -- Agents that have ended go with the history of jobs, with what hangs on them;
--- not those for which a task waits.
+-- not those for which a task waits. So do the calls that spawned them, and sets
+-- that no agent is in any more.
 CREATE FUNCTION swarm._agent_prune(before timestamptz) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     gone bigint[];
     linked int[];
+    empty int[];
 BEGIN
     PERFORM swarm._agent_purge();
+    DELETE FROM swarm._spawn_batch b WHERE b.started_at < before;
     WITH ended AS (
         DELETE FROM swarm._agent a WHERE a.id IN (
             SELECT o.id FROM swarm._agent o
@@ -1197,6 +1214,11 @@ BEGIN
             FOR UPDATE SKIP LOCKED)
         RETURNING a.id)
     SELECT array_agg(id) INTO gone FROM ended;
+    -- one that somebody is just spawning agents of has a lock on its row; who
+    -- did so before we had ours is seen by the second statement
+    SELECT array_agg(id) INTO empty FROM (SELECT s.id FROM swarm._agent_set s
+        WHERE NOT EXISTS (SELECT FROM swarm._agent a WHERE a.set = s.id) FOR UPDATE SKIP LOCKED) l;
+    DELETE FROM swarm._agent_set s WHERE s.id = ANY (empty) AND NOT EXISTS (SELECT FROM swarm._agent a WHERE a.set = s.id);
     IF gone IS NULL THEN
         RETURN;
     END IF;
@@ -1224,14 +1246,15 @@ CREATE FUNCTION swarm._agent_start(roles oid[], procs oid[], batch_size int, max
 RETURNS SETOF record LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm__agent_start';
 
--- The id of a set of agents; makes it.
+-- The id of a set of agents; makes it. It stays until this transaction ends.
 CREATE FUNCTION swarm._agent_set_of(of_owner oid, of_type text, of_capabilities text[]) RETURNS int
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     found_id int;
 BEGIN
     LOOP
-        SELECT s.id INTO found_id FROM swarm._agent_set s WHERE s.type = of_type AND s.owner = of_owner AND s.capabilities = of_capabilities;
+        SELECT s.id INTO found_id FROM swarm._agent_set s WHERE s.type = of_type AND s.owner = of_owner AND s.capabilities = of_capabilities
+        FOR KEY SHARE;
         IF FOUND THEN
             RETURN found_id;
         END IF;
@@ -1252,7 +1275,8 @@ DECLARE
     e jsonb;
     i int;
     j int;
-    names text[]; types text[]; owners oid[]; procs oid[]; layers int[]; errors text[]; ms float8[]; batches int[]; ids bigint[]; vetoed text;
+    names text[]; types text[]; owners oid[]; procs oid[]; layers int[]; errors text[]; ms float8[]; batches int[]; ids bigint[];
+    asked int[] := '{}'; vetoes text[]; doubles boolean[]; dependants int[]; parents int[];
     y swarm._agent_type;
     schema jsonb := swarm.agent_schema('agent');
     proc oid;
@@ -1274,6 +1298,7 @@ DECLARE
     budget_ms int;
     last_own text[];
     spawned bigint[] := '{}';
+    all_made boolean;
 BEGIN
     IF jsonb_typeof(agents) IS DISTINCT FROM 'array' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'the agents must be a JSON array of objects';
@@ -1295,6 +1320,8 @@ BEGIN
     ms := array_fill(0::float8, ARRAY[n]); ids := array_fill(NULL::bigint, ARRAY[n]);
 
     -- each one for itself: what is wrong with it is its own
+    SELECT array_agg(x.nth > 1 ORDER BY x.k) INTO doubles
+    FROM (SELECT k, row_number() OVER (PARTITION BY u->>'name' ORDER BY k) AS nth FROM jsonb_array_elements(agents) WITH ORDINALITY o(u, k)) x;
     FOR i IN 1 .. n LOOP
         e := agents->(i - 1);
         names[i] := CASE WHEN jsonb_typeof(e) = 'object' THEN e->>'name' END;
@@ -1306,7 +1333,7 @@ BEGIN
             proc := swarm._agent_handler(y.handler);
         END IF;
         owners[i] := CASE WHEN e ? 'role' THEN coalesce((SELECT r.oid FROM pg_roles r WHERE r.rolname = e->>'role'), 0) ELSE caller END;
-        IF names[i] = ANY (names[1 : i - 1]) THEN
+        IF doubles[i] THEN
             errors[i] := format('$.name: there are two agents "%s" in this call', names[i]);
         ELSIF y.name IS NULL THEN
             errors[i] := format('$.type: type of agents "%s" does not exist', types[i]);
@@ -1327,25 +1354,29 @@ BEGIN
                     errors[i] := format('there are %s agents of type "%s" already, its max_concurrency', y.max_concurrency, y.name);
                 END IF;
             END IF;
-            IF errors[i] IS NULL THEN
+            IF errors[i] IS NULL AND y.max_concurrency IS NULL THEN
+                asked := asked || i;
+            ELSIF errors[i] IS NULL THEN
+                -- at once: a refused one leaves its place to the next
                 errors[i] := 'hook: ' || swarm._hook_run(caller, 'agent_spawn', 'before', e);
             END IF;
         END IF;
     END LOOP;
+    vetoes := swarm._hook_run_all(caller, 'agent_spawn', 'before', (SELECT array_agg(agents->(k - 1) ORDER BY k) FROM unnest(asked) k));
+    FOR i IN 1 .. coalesce(cardinality(vetoes), 0) LOOP
+        errors[asked[i]] := 'hook: ' || vetoes[i];
+    END LOOP;
 
     -- layers: who depends on nobody, who depends on those, ...
+    SELECT array_agg(x.k), array_agg(p.k) INTO dependants, parents
+    FROM (SELECT k, d FROM jsonb_array_elements(agents) WITH ORDINALITY o(u, k), jsonb_array_elements_text(u->'depends_on') d
+          WHERE errors[k] IS NULL AND u ? 'depends_on') x
+    JOIN unnest(names) WITH ORDINALITY p(name, k) ON p.name = x.d;
     waiting := n;
     WHILE waiting > 0 LOOP
         layer := layer + 1;
-        now_ready := '{}';
-        FOR i IN 1 .. n LOOP
-            CONTINUE WHEN layers[i] IS NOT NULL;
-            IF jsonb_typeof(agents->(i - 1)->'depends_on') IS DISTINCT FROM 'array' OR errors[i] IS NOT NULL
-               OR NOT EXISTS (SELECT FROM jsonb_array_elements_text(agents->(i - 1)->'depends_on') d
-                              JOIN generate_series(1, n) k ON names[k] = d WHERE layers[k] IS NULL) THEN
-                now_ready := now_ready || i;
-            END IF;
-        END LOOP;
+        SELECT coalesce(array_agg(k), '{}') INTO now_ready FROM generate_series(1, n) k
+        WHERE layers[k] IS NULL AND k NOT IN (SELECT x.d FROM unnest(dependants, parents) x(d, p) WHERE layers[x.p] IS NULL);
         IF now_ready = '{}' THEN
             RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
                 MESSAGE = 'the agents depend on each other in a cycle',
@@ -1432,9 +1463,10 @@ BEGIN
         INSERT INTO swarm._agent_event (agent, event, from_state, to_state, detail, at)
         SELECT m.id, v.event, v.from_state, v.to_state, v.detail, swarm._now()
         FROM made m, (VALUES ('start', 'created', 'starting', format('spawn %s', batch_id)), ('ready', 'starting', 'idle', NULL)) v(event, from_state, to_state, detail))
-    SELECT coalesce(array_agg(m.id ORDER BY layers[array_position(ids, m.id)], m.id), '{}') INTO spawned FROM made m;
+    SELECT coalesce(array_agg(m.id ORDER BY x.layer, m.id), '{}') INTO spawned FROM made m JOIN unnest(ids, layers) x(id, layer) ON x.id = m.id;
+    all_made := cardinality(spawned) = (SELECT count(*) FROM unnest(errors) x WHERE x IS NULL);
     FOR i IN 1 .. n LOOP
-        IF errors[i] IS NULL AND ids[i] <> ALL (spawned) THEN
+        IF NOT all_made AND errors[i] IS NULL AND ids[i] <> ALL (spawned) THEN
             errors[i] := format('$.name: agent "%s" exists already', names[i]);
         END IF;
         IF errors[i] IS NULL THEN
@@ -1454,8 +1486,9 @@ BEGIN
         IF errors[i] IS NULL AND e ? 'task' THEN
             PERFORM swarm._task_submit(caller, jsonb_build_object('agent', ids[i], 'task', e->'task', 'priority', coalesce(e->>'priority', 'medium')));
         END IF;
-        PERFORM swarm._hook_run(caller, 'agent_spawn', 'after', jsonb_build_object('id', ids[i], 'name', names[i], 'type', types[i], 'error', errors[i]));
     END LOOP;
+    PERFORM swarm._hook_run_all(caller, 'agent_spawn', 'after', (SELECT array_agg(
+        jsonb_build_object('id', ids[k], 'name', names[k], 'type', types[k], 'error', errors[k]) ORDER BY k) FROM generate_series(1, n) k));
     PERFORM swarm._agent_adopt(spawned);
     -- help busy ones of the same type and role that have more than they do
     PERFORM swarm._agent_wake(x.id) FROM unnest(spawned) x(id) JOIN swarm._agent o ON o.id = x.id

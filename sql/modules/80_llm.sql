@@ -1129,7 +1129,7 @@ BEGIN
         RETURN NULL;
     END IF;
     messages := to_jsonb(q.body);
-    IF q.body ~ '^\s*\[' THEN
+    IF q.body ~ '^[[:space:]]*[[]' THEN
         BEGIN
             messages := swarm._json_storable(q.body);
         EXCEPTION WHEN invalid_text_representation THEN

@@ -287,6 +287,11 @@ BEGIN
             RETURN jsonb_build_object('success', true) || (SELECT to_jsonb(s) FROM swarm.query_stats() s);
         ELSE
     END CASE;
+    IF action NOT IN ('pause', 'resume', 'terminate', 'change_model', 'change_permissions', 'execute_command', 'approve',
+                      'optimize', 'status') THEN
+        RAISE 'unknown action "%"', action USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Actions are pause, resume, terminate, change_model, change_permissions, execute_command, approve, optimize, list, status and stats.';
+    END IF;
     IF query_id IS NULL THEN
         RAISE 'action "%" needs the id of a query', action USING ERRCODE = 'null_value_not_allowed';
     END IF;

@@ -52,7 +52,7 @@ AS 'MODULE_PATHNAME', 'swarm_rule_model';
 -- Temporary files of a process now, in bytes.
 CREATE FUNCTION swarm._temp_bytes(pid int) RETURNS bigint
 LANGUAGE sql VOLATILE STRICT PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
-AS $$ SELECT coalesce(sum(size), 0)::bigint FROM pg_ls_tmpdir() WHERE name LIKE 'pgsql\_tmp' || pid || '.%' $$;
+AS $$ SELECT coalesce(sum(size), 0)::bigint FROM pg_ls_tmpdir() WHERE starts_with(name, 'pgsql_tmp' || pid || '.') $$;
 
 INSERT INTO swarm._rule (name, owner, priority, condition, action, params, enabled, on_demand, shipped) VALUES
 ('runaway-query-termination', 10::oid::regrole, 10,
@@ -128,6 +128,9 @@ CREATE FUNCTION swarm.rule_enable(name text, enabled boolean = true) RETURNS voi
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    IF num_nulls(name, enabled) > 0 THEN
+        RAISE 'no argument of rule_enable() may be null' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
     UPDATE swarm._rule r SET enabled = $2 WHERE r.name = $1;
     IF NOT FOUND THEN
         RAISE 'rule "%" does not exist', name USING ERRCODE = 'undefined_object';
@@ -140,10 +143,14 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     DELETE FROM swarm._rule r WHERE r.name = $1 AND NOT r.shipped;
-    IF NOT FOUND THEN
-        RAISE 'rule "%" does not exist', name USING ERRCODE = 'undefined_object',
-            HINT = 'Rules that come with the extension can be switched off with swarm.rule_enable().';
+    IF FOUND THEN
+        RETURN;
     END IF;
+    IF EXISTS (SELECT FROM swarm._rule r WHERE r.name = $1) THEN
+        RAISE 'rule "%" is part of the extension', name USING ERRCODE = 'reserved_name',
+            HINT = 'Switch it off with swarm.rule_enable().';
+    END IF;
+    RAISE 'rule "%" does not exist', name USING ERRCODE = 'undefined_object';
 END $$;
 COMMENT ON FUNCTION swarm.rule_drop IS 'drop a rule';
 

@@ -11,6 +11,9 @@
  *
  * Calls nest, as a handler's statements call hooks.  There is one timer: the
  * inner call's is never later than the outer one's, which is set again after.
+ *
+ * Calls may share a subtransaction as long as they go well: that saves it, and
+ * an SQL-language function is parsed and planned once in it.
  */
 #include "postgres.h"
 
@@ -44,7 +47,7 @@
 static volatile sig_atomic_t call_timed_out = false;
 static TimeoutId call_timeout = MAX_TIMEOUTS;
 
-static Datum call_function(Oid proc, Datum task, Datum agent);
+static Datum call_function(SwarmCallee *callee, Datum task, Datum agent);
 static void on_timeout(void);
 
 void
@@ -76,91 +79,132 @@ void
 swarm_agent_call(Oid role, Oid proc, Datum task, Datum agent,
 				 int64 timeout_us, bool read_only, SwarmCall *call)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
+	SwarmCallee callee = {.role = role, .proc = proc, .timeout_us = timeout_us, .context = CurrentMemoryContext};
+	SwarmCalls	calls;
 	ErrorData  *volatile edata = NULL;
-	instr_time	start,
-				end;
-	bool		outer_timed_out;
-	bool		timed_out;
-	TimestampTz outer = DT_NOEND;	/* when the call around this one must end */
-	TimestampTz finish;
 
-	memset(call, 0, sizeof(*call));
-	if (call_timeout == MAX_TIMEOUTS)
-		call_timeout = RegisterTimeout(USER_TIMEOUT, on_timeout);
-	if (get_timeout_active(call_timeout))
-	{
-		outer = get_timeout_finish_time(call_timeout);
-		disable_timeout(call_timeout, false);
-	}
-	outer_timed_out = call_timed_out;
-	finish = outer;
-	if (timeout_us > 0)
-		finish = Min(outer, GetCurrentTimestamp() + Max(timeout_us, 1000));
-	INSTR_TIME_SET_CURRENT(start);
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	call_timed_out = false;
+	swarm_agent_calls_begin(&calls);
 	PG_TRY();
 	{
-		Oid			user;
-		int			sec_context;
-		int			guc_level = NewGUCNestLevel();
-		Datum		result;
-
-		GetUserIdAndSecContext(&user, &sec_context);
-		swarm_agent_check_call(role, proc);
-		if (!row_security)
-			(void) set_config_option("row_security", "on", PGC_USERSET, PGC_S_SESSION,
-									 GUC_ACTION_SAVE, true, 0, false);
-		SetUserIdAndSecContext(role, sec_context | SECURITY_LOCAL_USERID_CHANGE |
-							   (role != user ? SECURITY_RESTRICTED_OPERATION : 0));
-		if (finish != DT_NOEND)
-			enable_timeout_at(call_timeout, finish);
-		if (read_only)
-			XactReadOnly = true;	/* until the end of the subtransaction */
-		SWARM_FAULT("agent.call");
-		result = call_function(proc, task, agent);
-		disable_timeout(call_timeout, false);
-		if (call_timed_out)		/* and caught by the function */
-			ereport(ERROR,
-					(errcode(ERRCODE_QUERY_CANCELED), errmsg("the call was interrupted")));
-		AtEOXact_GUC(false, guc_level);
-		SetUserIdAndSecContext(user, sec_context);
-		MemoryContextSwitchTo(context);
-		if (result != (Datum) 0)
-			call->result = datumCopy(result, false, -1);
+		swarm_agent_calls_next(&calls, &callee, task, agent, read_only, call);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
-		MemoryContextSwitchTo(context);
-		edata = CopyErrorData();
-		FlushErrorState();
-		disable_timeout(call_timeout, false);
-		RollbackAndReleaseCurrentSubTransaction();
+		edata = swarm_agent_calls_failed(&calls);
 	}
 	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
+	swarm_agent_calls_end(&calls, edata, call);
+}
+
+void
+swarm_agent_calls_begin(SwarmCalls *calls)
+{
+	calls->context = CurrentMemoryContext;
+	calls->owner = CurrentResourceOwner;
+	calls->outer = DT_NOEND;
+	calls->timeout_us = 0;
+	if (call_timeout == MAX_TIMEOUTS)
+		call_timeout = RegisterTimeout(USER_TIMEOUT, on_timeout);
+	if (get_timeout_active(call_timeout))
+	{
+		calls->outer = get_timeout_finish_time(call_timeout);
+		disable_timeout(call_timeout, false);
+	}
+	calls->finish = calls->outer;
+	calls->outer_timed_out = call_timed_out;
+	INSTR_TIME_SET_CURRENT(calls->start);
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(calls->context);
+	call_timed_out = false;
+}
+
+void
+swarm_agent_calls_next(SwarmCalls *calls, SwarmCallee *callee, Datum task, Datum agent,
+					   bool read_only, SwarmCall *call)
+{
+	Oid			user;
+	int			sec_context;
+	int			guc_level;
+	instr_time	end;
+	Datum		result;
+
+	memset(call, 0, sizeof(*call));
+	calls->timeout_us = callee->timeout_us;
+	calls->finish = calls->outer;
+	if (callee->timeout_us > 0)
+		calls->finish = Min(calls->outer, GetCurrentTimestamp() + Max(callee->timeout_us, 1000));
+	if (!row_security)			/* until the end of the subtransaction */
+		(void) set_config_option("row_security", "on", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	guc_level = NewGUCNestLevel();
+	GetUserIdAndSecContext(&user, &sec_context);
+	if (!OidIsValid(callee->proc))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("the function that is to be called does not exist any more")));
+	if (!OidIsValid(callee->flinfo.fn_oid))
+		swarm_agent_check_call(callee->role, callee->proc);
+	SetUserIdAndSecContext(callee->role, sec_context | SECURITY_LOCAL_USERID_CHANGE |
+						   (callee->role != user ? SECURITY_RESTRICTED_OPERATION : 0));
+	if (calls->finish != DT_NOEND)
+		enable_timeout_at(call_timeout, calls->finish);
+	if (read_only)
+		XactReadOnly = true;	/* until the end of the subtransaction */
+	SWARM_FAULT("agent.call");
+	result = call_function(callee, task, agent);
+	disable_timeout(call_timeout, false);
+	if (call_timed_out)			/* and caught by the function */
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED), errmsg("the call was interrupted")));
+	AtEOXact_GUC(false, guc_level);
+	SetUserIdAndSecContext(user, sec_context);
+	MemoryContextSwitchTo(calls->context);
+	if (result != (Datum) 0)
+		call->result = datumCopy(result, false, -1);
 	INSTR_TIME_SET_CURRENT(end);
-	INSTR_TIME_SUBTRACT(end, start);
-	call->us = INSTR_TIME_GET_MICROSEC(end);
-	timed_out = call_timed_out;
+	call->us = INSTR_TIME_GET_MICROSEC(end) - INSTR_TIME_GET_MICROSEC(calls->start);
+	calls->start = end;
+}
+
+ErrorData *
+swarm_agent_calls_failed(SwarmCalls *calls)
+{
+	ErrorData  *edata;
+
+	MemoryContextSwitchTo(calls->context);
+	edata = CopyErrorData();
+	FlushErrorState();
+	disable_timeout(call_timeout, false);
+	RollbackAndReleaseCurrentSubTransaction();
+	return edata;
+}
+
+void
+swarm_agent_calls_end(SwarmCalls *calls, ErrorData *edata, SwarmCall *call)
+{
+	bool		timed_out = call_timed_out;
+	instr_time	end;
+
+	MemoryContextSwitchTo(calls->context);
+	CurrentResourceOwner = calls->owner;
 	if (timed_out)
 		QueryCancelPending = false;
-	call_timed_out = outer_timed_out || (timed_out && finish == outer);
-	if (outer != DT_NOEND)
-		enable_timeout_at(call_timeout, outer); /* at once if that is over */
-	if (edata != NULL && edata->sqlerrcode == ERRCODE_QUERY_CANCELED && (!timed_out || finish == outer))
-		ReThrowError(edata);
+	call_timed_out = calls->outer_timed_out || (timed_out && calls->finish == calls->outer);
+	if (calls->outer != DT_NOEND)
+		enable_timeout_at(call_timeout, calls->outer);	/* at once if that is
+														 * over */
 	if (edata == NULL)
 		return;
+	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED && (!timed_out || calls->finish == calls->outer))
+		ReThrowError(edata);
+	memset(call, 0, sizeof(*call));
+	INSTR_TIME_SET_CURRENT(end);
+	call->us = INSTR_TIME_GET_MICROSEC(end) - INSTR_TIME_GET_MICROSEC(calls->start);
 	if (timed_out)
 	{
 		call->timed_out = true;
-		call->error = psprintf("ran longer than its timeout of %g s", timeout_us / 1e6);
+		call->error = psprintf("ran longer than its timeout of %g s", calls->timeout_us / 1e6);
 	}
 	else
 		call->error = edata->message ? edata->message : "missing error text";
@@ -168,23 +212,22 @@ swarm_agent_call(Oid role, Oid proc, Datum task, Datum agent,
 }
 
 static Datum
-call_function(Oid proc, Datum task, Datum agent)
+call_function(SwarmCallee *callee, Datum task, Datum agent)
 {
-	FmgrInfo	flinfo;
 	Datum		result;
-	int			nargs = get_func_nargs(proc);
 
 	LOCAL_FCINFO(fcinfo, 2);
 
-	InvokeFunctionExecuteHook(proc);
-	fmgr_info(proc, &flinfo);
-	InitFunctionCallInfoData(*fcinfo, &flinfo, nargs, InvalidOid, NULL, NULL);
+	InvokeFunctionExecuteHook(callee->proc);
+	if (!OidIsValid(callee->flinfo.fn_oid))
+		fmgr_info_cxt(callee->proc, &callee->flinfo, callee->context);
+	InitFunctionCallInfoData(*fcinfo, &callee->flinfo, callee->flinfo.fn_nargs, InvalidOid, NULL, NULL);
 	fcinfo->args[0].value = task;
 	fcinfo->args[0].isnull = false;
 	fcinfo->args[1].value = agent;
 	fcinfo->args[1].isnull = agent == (Datum) 0;
 	result = FunctionCallInvoke(fcinfo);
-	if (fcinfo->isnull || get_func_rettype(proc) != JSONBOID)
+	if (fcinfo->isnull || get_func_rettype(callee->proc) != JSONBOID)
 		return (Datum) 0;
 	return PointerGetDatum(PG_DETOAST_DATUM(result));
 }

@@ -8,6 +8,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
@@ -17,6 +18,8 @@
 #include "storage/lwlock.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 #include "agent/agent_int.h"
@@ -47,10 +50,32 @@ typedef struct HookCount
 static HookCount *counts = NULL;
 static LWLock *lock = NULL;
 
-static char *call_hook(const SwarmHook *hook, Datum payload);
+/* A hook, while it is called for one operation after the other. */
+typedef struct Called
+{
+	SwarmHook  *hook;
+	SwarmCallee callee;
+	HookCount	count;			/* of the calls that went well so far */
+} Called;
+
+/* The call that failed among those that went well, and how. */
+typedef struct Culprit
+{
+	int			payload;		/* -1: none did */
+	int			hook;
+	HookOutcome what;
+	double		ms;
+} Culprit;
+
+static void call_hooks(SwarmHook **hooks, int nhooks, const Datum *payloads, int n, char **vetoes);
+static bool call_together(SwarmHook **hooks, int nhooks, const Datum *payloads, int n, char **vetoes,
+						  Culprit *culprit);
+static char *call_hook(SwarmHook *hook, Datum payload);
 static Oid	hook_function(const SwarmHook *hook);
+static HookOutcome outcome(const SwarmHook *hook, const SwarmCall *call, char **reason);
 static char *veto(Jsonb *result);
-static void count(int32 hook, HookOutcome what, double ms);
+static void count(const HookCount *more);
+static void count_one(int32 hook, HookOutcome what, double ms);
 
 static Size
 hook_size(void)
@@ -69,7 +94,114 @@ void
 swarm_agent_hook_init(void)
 {
 	swarm_shmem_register(&hook_piece);
-	swarm_hook_call = call_hook;
+	swarm_hook_call = call_hooks;
+}
+
+/*
+ * call_hooks: all hooks for each operation, until one refuses it.  For many
+ * operations in one subtransaction, unless one of the hooks is known to fail.  When
+ * one does, all is rolled back and done again in a subtransaction each; only the
+ * call that failed is not repeated.
+ */
+static void
+call_hooks(SwarmHook **hooks, int nhooks, const Datum *payloads, int n, char **vetoes)
+{
+	Culprit		culprit = {.payload = -1};
+	bool		together = n > 1;
+
+	for (int h = 0; h < nhooks; h++)
+		together &= !hooks[h]->failed;
+	if (together && call_together(hooks, nhooks, payloads, n, vetoes, &culprit))
+		return;
+	for (int p = 0; p < n; p++)
+	{
+		vetoes[p] = NULL;
+		/* a hook sees what its operation has done */
+		CommandCounterIncrement();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		for (int h = 0; h < nhooks && vetoes[p] == NULL; h++)
+		{
+			if (p == culprit.payload && h == culprit.hook)
+				count_one(hooks[h]->id, culprit.what, culprit.ms);
+			else
+				vetoes[p] = call_hook(hooks[h], payloads[p]);
+		}
+		PopActiveSnapshot();
+	}
+}
+
+/*
+ * call_together: the same in one subtransaction; false: `culprit` has failed, and
+ * nothing is left of the others.
+ */
+static bool
+call_together(SwarmHook **hooks, int nhooks, const Datum *payloads, int n, char **vetoes, Culprit *culprit)
+{
+	MemoryContext context = CurrentMemoryContext;
+	MemoryContext scratch;
+	ErrorData  *volatile edata = NULL;
+	Called	   *called = palloc0(nhooks * sizeof(Called));
+	SwarmCalls	calls;
+	SwarmCall	call;
+	volatile int p = 0;
+	volatile int h = nhooks;	/* none is being called */
+
+	for (int i = 0; i < nhooks; i++)
+	{
+		called[i].count.hook = hooks[i]->id;
+		called[i].callee.role = hooks[i]->owner;
+		called[i].callee.proc = hook_function(hooks[i]);
+		called[i].callee.timeout_us = hooks[i]->timeout_us;
+		called[i].callee.context = context;
+		if (!OidIsValid(called[i].callee.proc))
+			return false;
+	}
+	scratch = AllocSetContextCreate(context, "pg_swarm calls of hooks", ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(scratch);
+	swarm_agent_calls_begin(&calls);
+	PG_TRY();
+	{
+		for (; p < n; p++)
+		{
+			vetoes[p] = NULL;
+			CommandCounterIncrement();
+			PushActiveSnapshot(GetTransactionSnapshot());
+			for (h = 0; h < nhooks && vetoes[p] == NULL; h++)
+			{
+				HookOutcome what;
+
+				swarm_agent_calls_next(&calls, &called[h].callee, payloads[p], (Datum) 0, false, &call);
+				what = outcome(hooks[h], &call, &vetoes[p]);
+				called[h].count.outcomes[what]++;
+				called[h].count.ms += call.us / 1000.0;
+			}
+			h = nhooks;
+			PopActiveSnapshot();
+			if (vetoes[p] != NULL)
+				vetoes[p] = MemoryContextStrdup(context, vetoes[p]);
+			MemoryContextReset(scratch);
+		}
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		edata = swarm_agent_calls_failed(&calls);
+	}
+	PG_END_TRY();
+	swarm_agent_calls_end(&calls, edata, &call);
+	MemoryContextSwitchTo(context);
+	if (edata != NULL && h < nhooks)
+	{
+		hooks[h]->failed = true;
+		culprit->payload = p;
+		culprit->hook = h;
+		culprit->what = outcome(hooks[h], &call, NULL);
+		culprit->ms = call.us / 1000.0;
+	}
+	MemoryContextDelete(scratch);
+	for (int i = 0; i < nhooks && edata == NULL; i++)
+		count(&called[i].count);
+	return edata == NULL;
 }
 
 /*
@@ -77,23 +209,34 @@ swarm_agent_hook_init(void)
  * What is wrong with the hook itself harms nobody.
  */
 static char *
-call_hook(const SwarmHook *hook, Datum payload)
+call_hook(SwarmHook *hook, Datum payload)
 {
 	Oid			proc = hook_function(hook);
 	SwarmCall	call = {0};
 	char	   *reason = NULL;
+	HookOutcome what;
 
 	if (!OidIsValid(proc))
 	{
-		count(hook->id, HOOK_FAILED, 0);
+		count_one(hook->id, HOOK_FAILED, 0);
 		return NULL;
 	}
 	swarm_agent_call(hook->owner, proc, payload, (Datum) 0, hook->timeout_us, false, &call);
-	if (call.error == NULL && hook->phase == SWARM_HOOK_BEFORE && call.result != (Datum) 0)
-		reason = veto(DatumGetJsonbP(call.result));
-	count(hook->id, call.timed_out ? HOOK_TIMED_OUT : call.error != NULL ? HOOK_FAILED :
-		  reason != NULL ? HOOK_VETOED : HOOK_WELL, call.us / 1000.0);
+	what = outcome(hook, &call, &reason);
+	hook->failed = what == HOOK_FAILED || what == HOOK_TIMED_OUT;
+	count_one(hook->id, what, call.us / 1000.0);
 	return reason;
+}
+
+/* outcome: what a call came to; the reason of a veto. */
+static HookOutcome
+outcome(const SwarmHook *hook, const SwarmCall *call, char **reason)
+{
+	if (call->error != NULL)
+		return call->timed_out ? HOOK_TIMED_OUT : HOOK_FAILED;
+	if (hook->phase == SWARM_HOOK_BEFORE && call->result != (Datum) 0)
+		*reason = veto(DatumGetJsonbP(call->result));
+	return *reason != NULL ? HOOK_VETOED : HOOK_WELL;
 }
 
 /* hook_function: the function (jsonb) that has its name now, or InvalidOid. */
@@ -128,7 +271,17 @@ veto(Jsonb *result)
 }
 
 static void
-count(int32 hook, HookOutcome what, double ms)
+count_one(int32 hook, HookOutcome what, double ms)
+{
+	HookCount	one = {.hook = hook, .ms = ms};
+
+	one.outcomes[what] = 1;
+	count(&one);
+}
+
+/* count: calls of one hook in this database. */
+static void
+count(const HookCount *more)
 {
 	if (counts == NULL)
 		return;
@@ -137,12 +290,13 @@ count(int32 hook, HookOutcome what, double ms)
 	{
 		HookCount  *c = &counts[i];
 
-		if (OidIsValid(c->database) && (c->database != MyDatabaseId || c->hook != hook))
+		if (OidIsValid(c->database) && (c->database != MyDatabaseId || c->hook != more->hook))
 			continue;
 		c->database = MyDatabaseId;
-		c->hook = hook;
-		c->outcomes[what]++;
-		c->ms += ms;
+		c->hook = more->hook;
+		for (int k = 0; k < HOOK_OUTCOMES; k++)
+			c->outcomes[k] += more->outcomes[k];
+		c->ms += more->ms;
 		break;
 	}
 	LWLockRelease(lock);

@@ -13,8 +13,10 @@
 
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "miscadmin.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/inval.h"
@@ -31,7 +33,7 @@
 
 static const char *const phase_names[] = {"before", "after"};
 
-char	   *(*swarm_hook_call) (const SwarmHook *hook, Datum payload) = NULL;
+void		(*swarm_hook_call) (SwarmHook **hooks, int nhooks, const Datum *payloads, int n, char **vetoes) = NULL;
 
 static bool known = false;		/* hooks[] is what the table has */
 static bool changed = false;	/* it has changed since it was read */
@@ -43,7 +45,8 @@ static bool inside = false;		/* a hook is being called; hooks[] stays */
 
 static void read_hooks(void);
 static void on_invalidation(Datum arg, Oid relid);
-static char *call(const char *event, SwarmHookPhase phase, Oid role, Datum data);
+static char *call_one(const char *event, SwarmHookPhase phase, Oid role, Datum data);
+static void call(const char *event, SwarmHookPhase phase, Oid role, Datum *data, int n, char **vetoes);
 static Datum payload(const char *event, SwarmHookPhase phase, Oid role, Datum data);
 static void push_text(JsonbParseState **state, JsonbIteratorToken token, const char *text);
 static Datum payload_of(SwarmHookData *data);
@@ -178,7 +181,7 @@ payload_of(SwarmHookData *data)
 char *
 swarm_hook_ask(const char *event, Oid role, SwarmHookData *data)
 {
-	return call(event, SWARM_HOOK_BEFORE, role, payload_of(data));
+	return call_one(event, SWARM_HOOK_BEFORE, role, payload_of(data));
 }
 
 void
@@ -195,18 +198,27 @@ swarm_hook_before(const char *event, Oid role, SwarmHookData *data)
 void
 swarm_hook_after(const char *event, Oid role, SwarmHookData *data)
 {
-	(void) call(event, SWARM_HOOK_AFTER, role, payload_of(data));
+	(void) call_one(event, SWARM_HOOK_AFTER, role, payload_of(data));
+}
+
+static char *
+call_one(const char *event, SwarmHookPhase phase, Oid role, Datum data)
+{
+	char	   *veto;
+
+	call(event, phase, role, &data, 1, &veto);
+	return veto;
 }
 
 /*
- * call: all hooks of an event, until one refuses.  What a hook does calls no
- * hooks, or one that does what it is called for would call itself.
+ * call: all hooks of an event, for each of n operations until one refuses it.
+ * What a hook does calls no hooks, or one that does what it is called for would
+ * call itself.
  */
-static char *
-call(const char *event, SwarmHookPhase phase, Oid role, Datum data)
+static void
+call(const char *event, SwarmHookPhase phase, Oid role, Datum *data, int n, char **vetoes)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	char	   *veto = NULL;
 
 	if (!known)
 		read_hooks();
@@ -214,23 +226,30 @@ call(const char *event, SwarmHookPhase phase, Oid role, Datum data)
 	PG_TRY();
 	{
 		SwarmSpi	spi;
-		Datum		told = (Datum) 0;
+		SwarmHook **wanted;
+		Datum	   *told;
+		int			nwanted = 0;
 
 		swarm_spi_begin(&spi);
-		/* a hook sees what its operation has done */
-		CommandCounterIncrement();
-		PushActiveSnapshot(GetTransactionSnapshot());
-		for (int i = 0; i < nhooks && veto == NULL; i++)
+		wanted = palloc(Max(nhooks, 1) * sizeof(SwarmHook *));
+		for (int i = 0; i < nhooks; i++)
 		{
-			if (hooks[i].phase != phase || strcmp(hooks[i].event, event) != 0)
-				continue;
-			if (told == (Datum) 0)
-				told = payload(event, phase, role, data);
-			veto = swarm_hook_call(&hooks[i], told);
+			if (hooks[i].phase == phase && strcmp(hooks[i].event, event) == 0)
+				wanted[nwanted++] = &hooks[i];
 		}
-		PopActiveSnapshot();
-		if (veto != NULL)
-			veto = MemoryContextStrdup(caller, veto);
+		told = palloc(Max(n, 1) * sizeof(Datum));
+		for (int i = 0; i < n; i++)
+		{
+			vetoes[i] = NULL;
+			told[i] = nwanted > 0 ? payload(event, phase, role, data[i]) : (Datum) 0;
+		}
+		if (nwanted > 0)
+			swarm_hook_call(wanted, nwanted, told, n, vetoes);
+		for (int i = 0; i < n; i++)
+		{
+			if (vetoes[i] != NULL)
+				vetoes[i] = MemoryContextStrdup(caller, vetoes[i]);
+		}
 		swarm_spi_end(&spi);
 	}
 	PG_FINALLY();
@@ -239,7 +258,6 @@ call(const char *event, SwarmHookPhase phase, Oid role, Datum data)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(caller);
-	return veto;
 }
 
 /* payload: what a hook is called with: event, phase, role and the operation's data. */
@@ -291,15 +309,63 @@ swarm__hook_run(PG_FUNCTION_ARGS)
 	SwarmHookPhase phase;
 	char	   *veto;
 
+	for (int i = 0; i < 3; i++)
+	{
+		if (PG_ARGISNULL(i))
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("only the payload of a hook may be null")));
+	}
 	text_to_cstring_buffer(PG_GETARG_TEXT_PP(1), event, sizeof(event));
 	phase = VARSIZE_ANY_EXHDR(PG_GETARG_TEXT_PP(2)) == 6 ? SWARM_HOOK_BEFORE : SWARM_HOOK_AFTER;
 	if (!swarm_hook_wanted(event, phase))
 		PG_RETURN_NULL();
-	veto = call(event, phase, PG_GETARG_OID(0),
-				PG_ARGISNULL(3) ? DirectFunctionCall1(jsonb_in, CStringGetDatum("null")) : PG_GETARG_DATUM(3));
+	veto = call_one(event, phase, PG_GETARG_OID(0),
+					PG_ARGISNULL(3) ? DirectFunctionCall1(jsonb_in, CStringGetDatum("null")) : PG_GETARG_DATUM(3));
 	if (veto == NULL)
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(cstring_to_text(veto));
+}
+
+/*
+ * swarm._hook_run_all(role oid, event text, phase text, data jsonb[]) returns
+ * text[]: the same for many operations; NULL: there are no hooks
+ */
+SWARM_FUNCTION(swarm__hook_run_all);
+Datum
+swarm__hook_run_all(PG_FUNCTION_ARGS)
+{
+	char		event[NAMEDATALEN];
+	SwarmHookPhase phase;
+	Datum	   *data;
+	bool	   *nulls;
+	char	  **vetoes;
+	int			n;
+	int			first = 1;
+	Datum	   *result;
+
+	text_to_cstring_buffer(PG_GETARG_TEXT_PP(1), event, sizeof(event));
+	phase = VARSIZE_ANY_EXHDR(PG_GETARG_TEXT_PP(2)) == 6 ? SWARM_HOOK_BEFORE : SWARM_HOOK_AFTER;
+	if (!swarm_hook_wanted(event, phase))
+		PG_RETURN_NULL();
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(3), JSONBOID, -1, false, TYPALIGN_INT, &data, &nulls, &n);
+	for (int i = 0; i < n; i++)
+	{
+		if (nulls[i])
+			data[i] = DirectFunctionCall1(jsonb_in, CStringGetDatum("null"));
+	}
+	vetoes = palloc0(Max(n, 1) * sizeof(char *));
+	result = palloc0(Max(n, 1) * sizeof(Datum));
+	call(event, phase, PG_GETARG_OID(0), data, n, vetoes);
+	for (int i = 0; i < n; i++)
+	{
+		nulls[i] = vetoes[i] == NULL;
+		if (vetoes[i] != NULL)
+			result[i] = CStringGetTextDatum(vetoes[i]);
+	}
+	if (n == 0)
+		PG_RETURN_ARRAYTYPE_P(construct_empty_array(TEXTOID));
+	PG_RETURN_ARRAYTYPE_P(construct_md_array(result, nulls, 1, &n, &first, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
 /*

@@ -45,13 +45,16 @@ typedef struct SwarmHook
 	char	   *function;
 	Oid			owner;			/* whose rights it has */
 	int64		timeout_us;
+	bool		failed;			/* when this process called it last */
 } SwarmHook;
 
 /*
- * Set by module agent: call one, and count it.  Returns why the operation must
- * not be, in CurrentMemoryContext, or NULL.
+ * Set by module agent: call them for each of n operations, as long as none of them
+ * refuses it, and count.  vetoes[i] is why that operation must not be, in
+ * CurrentMemoryContext, or NULL.
  */
-extern char *(*swarm_hook_call) (const SwarmHook *hook, Datum payload);
+extern void (*swarm_hook_call) (SwarmHook **hooks, int nhooks, const Datum *payloads, int n,
+								char **vetoes);
 
 /* Is there a hook of that event and phase?  False inside of a hook. */
 extern bool swarm_hook_wanted(const char *event, SwarmHookPhase phase);

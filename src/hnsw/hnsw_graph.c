@@ -506,6 +506,10 @@ choose(SwarmGraph *graph, SwarmNodeId self, const SwarmCandidates *sorted,
 /*
  * link_back: add a link; when a node has all it may have, choose anew, without
  * its lock, and try again when its links changed meanwhile.
+ *
+ * The link may be there: a process that came to `to` by a higher level, while
+ * that one was still linking back on it, has chosen it for `from`, and `from`
+ * is among its links by now.
  */
 static void
 link_back(SwarmGraph *graph, SwarmNodeId from, int level, SwarmNodeId to,
@@ -526,12 +530,14 @@ link_back(SwarmGraph *graph, SwarmNodeId from, int level, SwarmNodeId to,
 		bool		done = false;
 
 		SpinLockAcquire(lock);
-		if (links[0] < max)
+		for (uint32 i = 1; i <= links[0] && !done; i++)
+			done = links[i] == to;
+		if (!done && links[0] < max)
 		{
 			links[++links[0]] = to;
 			done = true;
 		}
-		else
+		else if (!done)
 			memcpy(before, links + 1, max * sizeof(SwarmNodeId));
 		SpinLockRelease(lock);
 		if (done)

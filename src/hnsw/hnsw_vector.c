@@ -178,7 +178,8 @@ swarm_hnsw_coordinates(const SwarmHnswIndex *index, const float *v, int dims,
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_EXCEPTION),
 				 errmsg("vector has %d dimensions, the index has %u", dims,
-						index->meta.dims)));
+						index->meta.dims),
+				 query ? 0 : errhint("An index has the dimensions of its option \"dims\", else those of the first vector since it was created, reindexed or truncated.")));
 	norm2 = swarm_hnsw_norm2(&index->opclass, v, dims);
 
 	if (index->opclass.metric == SWARM_METRIC_COSINE)

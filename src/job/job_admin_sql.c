@@ -34,6 +34,7 @@ static char *checked_handler(Oid proc);
 static void set_paused(text *name, bool paused);
 static Oid	owner_of(const char *table, const char *column, const char *name);
 static void check_owner(Oid owner, const char *what, const char *name);
+static void refuse_builtin(const char *kind);
 static void refuse_live_jobs(const char *column, int32 id, const char *what, const char *name);
 static void hold_jobs(void);
 static void ring_scan_all(void *item);
@@ -64,9 +65,7 @@ swarm_handler_register(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("kind must not be null")));
 	kind = checked_name(PG_GETARG_TEXT_PP(0), "kind");
-	if (strcmp(kind, "sql") == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_RESERVED_NAME), errmsg("kind \"sql\" is built in")));
+	refuse_builtin(kind);
 	if (!PG_ARGISNULL(2) && PG_GETARG_INT32(2) < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -138,6 +137,21 @@ checked_handler(Oid proc)
 }
 
 /*
+ * refuse_builtin: error 42939 for a kind that comes with the extension: its
+ * jobs would be run by nobody, and no dump would tell.
+ */
+static void
+refuse_builtin(const char *kind)
+{
+	bool		external;
+	int32		id = swarm_job_find_kind(kind, &external);
+
+	if (id > 0 && id < SWARM_FIRST_KIND)
+		ereport(ERROR,
+				(errcode(ERRCODE_RESERVED_NAME), errmsg("kind \"%s\" is built in", kind)));
+}
+
+/*
  * swarm.handler_drop(kind) returns void
  */
 SWARM_FUNCTION(swarm_handler_drop);
@@ -152,6 +166,7 @@ swarm_handler_drop(PG_FUNCTION_ARGS)
 	bool		external;
 
 	PreventCommandIfReadOnly("handler_drop()");
+	refuse_builtin(kind);
 	if (!OidIsValid(owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),

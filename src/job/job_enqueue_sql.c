@@ -229,11 +229,12 @@ spec_json_field(EnqueueSpec *spec, const char *key, JsonbValue *value, int index
 		}
 		spec->depends_on = construct_array(ids, n, INT8OID, 8, FLOAT8PASSBYVAL, 'd');
 	}
-	else if (text == NULL)
+	else if (text == NULL || strcmp(key, "depends_on") == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("key \"%s\" of element %d of the jobs is unknown or of the wrong type",
-						key, index)));
+						key, index),
+				 errhint("The keys and types are those of the arguments of swarm.job_enqueue().")));
 	else if (strcmp(key, "kind") == 0)
 		spec->kind = text;
 
@@ -520,8 +521,7 @@ swarm_positive_interval_us(Interval *interval, const char *what)
 	if (us <= 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be greater than zero", what),
-				 errhint("A job without a time limit has timeout NULL.")));
+				 errmsg("%s must be greater than zero", what)));
 	return us;
 }
 
@@ -532,8 +532,13 @@ swarm_positive_interval_us(Interval *interval, const char *what)
 static int64
 timeout_us(Interval *timeout)
 {
-	int64		us = swarm_positive_interval_us(timeout, "timeout");
+	int64		us = swarm_interval_us(timeout);
 
+	if (us <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("timeout must be greater than zero"),
+				 errhint("A job without a time limit has timeout NULL.")));
 	if (us > TIMEOUT_MAX_DAYS * USECS_PER_DAY)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -17,6 +17,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/proc.h"
@@ -242,12 +243,14 @@ run(Oid role, Oid object, int *sqlstate, char *error)
 	PG_CATCH();
 	{
 		ErrorData  *edata;
+		const char *message;
 
 		MemoryContextSwitchTo(context);
 		edata = CopyErrorData();
 		FlushErrorState();
 		*sqlstate = edata->sqlerrcode;
-		strlcpy(error, edata->message ? edata->message : "missing error text", SWARM_ERRAND_ERROR);
+		message = edata->message ? edata->message : "missing error text";
+		strlcpy(error, message, pg_mbcliplen(message, strlen(message), SWARM_ERRAND_ERROR - 1) + 1);
 		FreeErrorData(edata);
 		AbortCurrentTransaction();
 	}

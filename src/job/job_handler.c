@@ -251,11 +251,15 @@ run_sql(const SwarmJobRow *row)
 		parameter_values(params->val.binary.data, nparams, types, values, nulls);
 		rc = SPI_execute_with_args(text, nparams, types, values, nulls, false, 0);
 	}
+	if (rc == SPI_ERROR_TRANSACTION)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("transaction control is not possible in a job of kind \"sql\""),
+				 errhint("It needs a handler that is a procedure.")));
 	if (rc < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("statement is not possible in a job: %s", SPI_result_code_string(rc)),
-				 errhint("Transaction control needs a handler that is a procedure.")));
+				 errmsg("statement is not possible in a job: %s", SPI_result_code_string(rc))));
 	result = sql_result(outer);
 	SPI_finish();
 	return result;

@@ -220,6 +220,9 @@ extern ConditionVariable *swarm_job_waiters(int64 id);
 /* job_store.c: the longest name of a queue or kind, in bytes */
 #define SWARM_NAME_MAX		128
 
+/* Kinds below it come with the extension; where their sequence starts. */
+#define SWARM_FIRST_KIND	16
+
 /* job_sweep.c: undo of a doorbell item that begins with the database */
 extern void swarm_job_undo_told(void *item);
 

@@ -245,7 +245,9 @@ read_server(const char *name)
 	server->timeout_ms = duration(foreign->options, "timeout", 0);
 	server->stall_ms = duration(foreign->options, "stall_timeout", DEFAULT_STALL_MS);
 	value = swarm_net_option(foreign->options, "max_parallel");
-	server->max_parallel = value ? atoi(value) : DEFAULT_PARALLEL;
+	server->max_parallel = DEFAULT_PARALLEL;
+	if (value != NULL)
+		(void) parse_int(value, &server->max_parallel, 0, NULL);	/* as its check */
 	server->ca_file = swarm_net_option(foreign->options, "ca_file");
 	read_mapping(foreign, server);
 	server->endpoint = swarm_net_endpoint(origin);

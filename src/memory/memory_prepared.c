@@ -7,7 +7,8 @@
  * replication, which calls no hook.  So its guards are marked when it is
  * prepared, and stay so, noted here, until it has ended: no reader goes by the
  * cache for these keys meanwhile.  Who may have ended one looks at the end of his own
- * transaction which of those noted are no longer in progress, and unmarks them.
+ * transaction which of those noted are no longer in progress, and unmarks them:
+ * those of his database, whose counts and scheduler he alone can tell of it.
  * If nobody does, nothing is wrong but that the table is read.
  *
  * Those of before the server's start are looked for once, before the first can
@@ -26,6 +27,7 @@
 #include "tcop/utility.h"
 
 #include "base/clock.h"
+#include "base/fault.h"
 #include "base/shmem.h"
 #include "memory/memory_int.h"
 
@@ -34,6 +36,7 @@
 typedef struct PreparedWriter
 {
 	pg_atomic_uint32 xid;		/* invalid: the place is free */
+	Oid			database;
 	bool		all;			/* everything is guarded */
 	int			n;
 	uint32		hashes[MOST_KEYS];
@@ -58,9 +61,9 @@ static Size prepared_size(void);
 static void prepared_attach(void *memory, bool found);
 static int	count_places(void);
 static void look(void);
-static bool enter(TransactionId xid, const uint32 *hashes, int n, bool all);
+static bool enter(TransactionId xid, Oid database, const uint32 *hashes, int n, bool all);
 static void leave(PreparedWriter *place, TransactionId xid);
-static void settle(void);
+static void settle(bool everywhere);
 static void utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 					ProcessUtilityContext utility_context, ParamListInfo params,
 					QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc);
@@ -126,10 +129,10 @@ swarm_memory_prepare(const uint32 *hashes, int n, bool all)
 	look();
 	if ((n == 0 && !all) || !TransactionIdIsValid(xid))
 		return;
-	if (!enter(xid, hashes, n, all))
+	if (!enter(xid, MyDatabaseId, hashes, n, all))
 	{
-		settle();
-		if (!enter(xid, hashes, n, all))
+		settle(true);
+		if (!enter(xid, MyDatabaseId, hashes, n, all))
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
 					 errmsg("too many prepared transactions have stored memory entries")));
@@ -150,12 +153,13 @@ look(void)
 	if (prepared->places == 0 || RecoveryInProgress() || pg_atomic_read_u32(&prepared->looked) != 0)
 		return;
 	swarm_spi_begin(&spi);
-	n = swarm_spi_query("SELECT transaction FROM pg_catalog.pg_prepared_xact()", 0, NULL, NULL, NULL);
+	n = swarm_spi_query("SELECT transaction, dbid FROM pg_catalog.pg_prepared_xact()", 0, NULL, NULL, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
 		bool		isnull;
+		TransactionId xid = DatumGetTransactionId(swarm_spi_column(i, 1, &isnull));
 
-		if (!enter(DatumGetTransactionId(swarm_spi_column(i, 1, &isnull)), NULL, 0, true))
+		if (!enter(xid, DatumGetObjectId(swarm_spi_column(i, 2, &isnull)), NULL, 0, true))
 			elog(ERROR, "no place to note a prepared transaction");
 	}
 	swarm_spi_end(&spi);
@@ -167,7 +171,7 @@ look(void)
  * if there is no place.
  */
 static bool
-enter(TransactionId xid, const uint32 *hashes, int n, bool all)
+enter(TransactionId xid, Oid database, const uint32 *hashes, int n, bool all)
 {
 	PreparedWriter *place = NULL;
 	bool		known = false;
@@ -183,6 +187,7 @@ enter(TransactionId xid, const uint32 *hashes, int n, bool all)
 	}
 	if (!known && place != NULL)
 	{
+		place->database = database;
 		place->all = all || n > MOST_KEYS;
 		place->n = place->all ? 0 : n;
 		if (place->n > 0)
@@ -205,6 +210,8 @@ swarm_memory_prepared_pre_commit(void)
 	/* the first transaction of such a worker applies nothing yet */
 	if (prepared != NULL && IsLogicalWorker())
 		look();
+	if (may_have_ended)
+		SWARM_FAULT("memory.ended");
 }
 
 void
@@ -222,25 +229,27 @@ swarm_memory_prepared_end_of_transaction(XactEvent event)
 	}
 	preparing = InvalidTransactionId;
 	if (may_have_ended || IsLogicalWorker())
-		settle();
+		settle(false);
 	may_have_ended = false;
 }
 
 /*
- * settle: unmark those that have ended.  An end is visible before it is found
- * here.
+ * settle: unmark those of this database that have ended; of all only where
+ * there is no place left.  An end is visible before it is found here.
  */
 static void
-settle(void)
+settle(bool everywhere)
 {
 	if (pg_atomic_read_u32(&prepared->taken) == 0)
 		return;
 	for (int i = 0; i < prepared->places; i++)
 	{
-		TransactionId xid = pg_atomic_read_u32(&prepared->writers[i].xid);
+		PreparedWriter *place = &prepared->writers[i];
+		TransactionId xid = pg_atomic_read_u32(&place->xid);
 
-		if (TransactionIdIsValid(xid) && !TransactionIdIsInProgress(xid))
-			leave(&prepared->writers[i], xid);
+		if (TransactionIdIsValid(xid) && (everywhere || place->database == MyDatabaseId) &&
+			!TransactionIdIsInProgress(xid))
+			leave(place, xid);
 	}
 }
 

@@ -285,6 +285,12 @@ extern char *swarm_net_answer_header(const SwarmNetRequest *request, const char 
 extern bool swarm_net_answer_headers(const SwarmNetRequest *request, const char *prefix,
 									 int *position, char **name, char **value);
 
+/*
+ * Copy a text that goes to tables and messages: cut between characters, with '?'
+ * for what is no text in the database's encoding.
+ */
+extern void swarm_net_text(char *to, size_t room, const char *from);
+
 /* Milliseconds of a clock that nobody moves. */
 extern int64 swarm_net_ms(void);
 

@@ -46,6 +46,7 @@ static Size endpoints_size(void);
 static void endpoints_attach(void *memory, bool found);
 static void lock(void);
 static void unlock(void);
+static bool less_missed(const SwarmNetEndpoint *a, const SwarmNetEndpoint *b);
 static int	threshold_of(const SwarmPolicy *policy);
 static double pause_of(const SwarmPolicy *policy);
 static void step(SwarmNetEndpoint *e, SwarmBreakerEvent event, double pause_ms);
@@ -105,6 +106,17 @@ swarm_breaker_event_name(SwarmBreakerEvent event)
 	return names[event];
 }
 
+/* less_missed: free, else idle, else used longer ago. */
+static bool
+less_missed(const SwarmNetEndpoint *a, const SwarmNetEndpoint *b)
+{
+	if ((a->name[0] == '\0') != (b->name[0] == '\0'))
+		return a->name[0] == '\0';
+	if ((a->running == 0) != (b->running == 0))
+		return a->running == 0;
+	return a->used < b->used;
+}
+
 /*
  * swarm_net_endpoint: the record of that name.  When all are taken, that of
  * an idle endpoint that was used longest ago is given away.
@@ -114,7 +126,7 @@ swarm_net_endpoint(const char *name)
 {
 	Endpoints  *all = shared ? shared : &local;
 	SwarmNetEndpoint *found = NULL;
-	SwarmNetEndpoint *oldest = &all->endpoints[0];
+	SwarmNetEndpoint *given = &all->endpoints[0];
 
 	lock();
 	for (int i = 0; i < SWARM_NET_ENDPOINTS && found == NULL; i++)
@@ -123,14 +135,12 @@ swarm_net_endpoint(const char *name)
 
 		if (strncmp(e->name, name, SWARM_NET_ENDPOINT_NAME - 1) == 0)
 			found = e;
-		else if (e->name[0] == '\0' ||
-				 (oldest->name[0] != '\0' && e->used < oldest->used &&
-				  e->running <= oldest->running))
-			oldest = oldest->name[0] == '\0' ? oldest : e;
+		else if (less_missed(e, given))
+			given = e;
 	}
 	if (found == NULL)
 	{
-		found = oldest;
+		found = given;
 		memset(found, 0, sizeof(*found));
 		strlcpy(found->name, name, SWARM_NET_ENDPOINT_NAME);
 	}

@@ -132,17 +132,19 @@ engine_start(void)
 }
 
 /*
- * engine_stop: the process ends; nothing may be left marked as under way.  The
- * multi handle is left to the kernel: closing it could wait for a thread that
- * resolves a name.
+ * engine_stop: the process ends; nothing may be left marked as under way, nor
+ * be counted again when the memory of a request goes.  The handles are left to
+ * the kernel: closing them could wait for a thread that resolves a name.
  */
 static void
 engine_stop(int code, Datum arg)
 {
 	for (int i = 0; i < MAX_RUNNING; i++)
 	{
-		if (under_way[i] != NULL)
-			swarm_breaker_dropped(under_way[i]->request->endpoint, under_way[i]->probing);
+		if (under_way[i] == NULL)
+			continue;
+		swarm_breaker_dropped(under_way[i]->request->endpoint, under_way[i]->probing);
+		under_way[i]->easy = NULL;
 		under_way[i] = NULL;
 	}
 }
@@ -598,16 +600,14 @@ static void
 describe_failure(SwarmNetState *state)
 {
 	SwarmNetRequest *request = state->request;
+	const char *text = state->note != NULL ? state->note :
+	state->message[0] ? state->message : curl_easy_strerror(request->curl_code);
 
 	snprintf(request->error_name, sizeof(request->error_name), "curl %d", request->curl_code);
 	if (state->note != NULL && state->note_errno != 0)
-		snprintf(request->error_text, sizeof(request->error_text), "%s: %s",
-				 state->note, strerror(state->note_errno));
-	else
-		strlcpy(request->error_text,
-				state->note != NULL ? state->note :
-				state->message[0] ? state->message : curl_easy_strerror(request->curl_code),
-				sizeof(request->error_text));
+		text = psprintf("%s: %s", state->note, strerror(state->note_errno));
+
+	swarm_net_text(request->error_text, sizeof(request->error_text), text);
 	/* a callback's refusal is final whatever curl makes of it */
 	if (state->note != NULL)
 		request->curl_code = CURLE_ABORTED_BY_CALLBACK;

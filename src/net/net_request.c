@@ -11,6 +11,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "mb/pg_wchar.h"
+
 #include "net/net_int.h"
 
 #define UPLOAD_BUFFER		(256 * 1024L)
@@ -71,7 +73,7 @@ swarm_net_unreachable(SwarmNetRequest *request, const char *why)
 {
 	request->net->answered = true;
 	request->net->answer_code = CURLE_COULDNT_CONNECT;
-	strlcpy(request->net->message, why, sizeof(request->net->message));
+	swarm_net_text(request->net->message, sizeof(request->net->message), why);
 }
 
 void
@@ -79,6 +81,18 @@ swarm_net_unacceptable(SwarmNetRequest *request, const char *why)
 {
 	swarm_net_unreachable(request, why);
 	request->net->answer_code = CURLE_ABORTED_BY_CALLBACK;
+}
+
+void
+swarm_net_text(char *to, size_t room, const char *from)
+{
+	int			length = (int) strlen(from);
+	bool		good = pg_verifymbstr(from, length, true);
+
+	length = good ? pg_mbcliplen(from, length, (int) room - 1) : Min(length, (int) room - 1);
+	for (int i = 0; i < length; i++)
+		to[i] = good || !IS_HIGHBIT_SET(from[i]) ? from[i] : '?';
+	to[length] = '\0';
 }
 
 /*

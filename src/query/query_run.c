@@ -92,6 +92,10 @@ swarm_query_execute(const char *sql, bool read_only, SwarmQueryRows *rows)
 
 	SPI_connect();
 	rc = SPI_execute_extended(sql, &options);
+	if (rc == SPI_ERROR_TRANSACTION)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("transaction control is not possible in a query")));
 	if (rc < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),

@@ -100,8 +100,8 @@ copy_body(SwarmFolderVisit *v)
 		if (n <= 0)
 		{
 			strlcpy(v->request->error_name, "SourceChanged", sizeof(v->request->error_name));
-			snprintf(v->request->error_text, sizeof(v->request->error_text), "%s",
-					 n == 0 ? "the source became shorter while it was sent" : strerror(errno));
+			swarm_net_text(v->request->error_text, sizeof(v->request->error_text),
+						   n == 0 ? "the source became shorter while it was sent" : strerror(errno));
 			return false;
 		}
 		if (!swarm_folder_write(v->temp, piece, n))

@@ -113,7 +113,7 @@ prepare(SwarmNetRequest *request)
 		if (error != NULL)
 		{
 			strlcpy(request->error_name, "SourceChanged", sizeof(request->error_name));
-			strlcpy(request->error_text, error, sizeof(request->error_text));
+			swarm_net_text(request->error_text, sizeof(request->error_text), error);
 			return;
 		}
 	}

@@ -245,7 +245,9 @@ swarm_s3_server(const char *name)
 	if (value != NULL)
 		(void) parse_bool(value, &server->sign_payload);
 	value = swarm_net_option(foreign->options, "max_parallel");
-	server->max_parallel = value ? atoi(value) : DEFAULT_PARALLEL;
+	server->max_parallel = DEFAULT_PARALLEL;
+	if (value != NULL)
+		(void) parse_int(value, &server->max_parallel, 0, NULL);	/* as its check */
 	server->ca_file = swarm_net_option(foreign->options, "ca_file");
 	server->allowed_bucket = swarm_net_option(foreign->options, "allowed_bucket");
 	server->allowed_prefix = swarm_net_option(foreign->options, "allowed_prefix");

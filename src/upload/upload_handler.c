@@ -24,11 +24,10 @@
 static Datum run_job(FunctionCallInfo fcinfo);
 static void upload_batch(SwarmUpload **upload, MemoryContext context, int place,
 						 int64 batch, int64 job, bool clean);
+static void clean_up(SwarmUpload *upload);
 static bool prepare_server(SwarmUpload *upload);
-static void fall_back(SwarmUpload *upload);
 static void fail_files(SwarmUpload *upload, const ErrorData *edata);
 static void end_cancelled(SwarmUpload *upload);
-static int	leftovers(const SwarmUpload *upload);
 static void mark_started(SwarmUpload *upload);
 
 /*
@@ -111,7 +110,6 @@ upload_batch(SwarmUpload **result, MemoryContext context, int place,
 	int64		ms;
 	bool		finished;
 	SwarmUpload *upload = swarm_upload_load(context, batch, &owner, &current, &finished, &ms);
-	int			left;
 
 	if (upload == NULL || owner != GetUserId())
 		ereport(ERROR,
@@ -120,46 +118,38 @@ upload_batch(SwarmUpload **result, MemoryContext context, int place,
 		return;					/* swarm.s3_retry() has given it to another */
 	*result = upload;
 	upload->place = place;
-	for (int i = 0; clean && i < upload->nfiles; i++)
-	{
-		SwarmUploadFile *file = &upload->files[i];
-
-		/* what is being uploaded again, the other job cleans up */
-		file->outcome = file->state;
-		if (file->state >= FILE_DONE && file->upload_id != NULL)
-			file->state = FILE_ABORTING;
-		else
-			file->state = FILE_DONE;
-	}
-	if (!clean)
-		mark_started(upload);
-	if (prepare_server(upload))
-		swarm_upload_run(upload);
-	else if (!clean)
-		swarm_upload_store(upload);
-	left = leftovers(upload);
 	if (clean)
 	{
-		if (left > 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_CONNECTION_FAILURE),
-					 errmsg("could not abort %d multipart uploads of batch " INT64_FORMAT, left, batch)));
+		clean_up(upload);
 		return;
 	}
+	mark_started(upload);
+	if (prepare_server(upload))
+		swarm_upload_run(upload);
+	else
+		swarm_upload_store(upload);
 	swarm_upload_finish(upload);
-	if (left > 0)
+	if (swarm_upload_load_left(upload) != NIL)
 		(void) swarm_upload_enqueue(batch, true);
 }
 
-/* leftovers: how many files have a multipart upload that could not be aborted. */
-static int
-leftovers(const SwarmUpload *upload)
+/* clean_up: abort the multipart uploads that runs of the batch could not. */
+static void
+clean_up(SwarmUpload *upload)
 {
-	int			n = 0;
+	List	   *left = swarm_upload_load_left(upload);
+	int			n = swarm_upload_abort_left(upload, left);
 
-	for (int i = 0; i < upload->nfiles; i++)
-		n += upload->files[i].upload_id != NULL;
-	return n;
+	swarm_upload_forget_left(upload, left);
+	if (n > 0)
+	{
+		/* the others need not be tried again */
+		swarm_upload_leave(upload, false);
+		swarm_upload_enter(upload);
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("could not abort %d multipart uploads of batch " INT64_FORMAT, n, upload->batch)));
+	}
 }
 
 /*
@@ -177,7 +167,6 @@ prepare_server(SwarmUpload *upload)
 	PG_TRY();
 	{
 		upload->server = swarm_s3_server(upload->server_name);
-		fall_back(upload);
 		swarm_upload_options(upload, upload->options);
 		for (int i = 0; i < upload->nfiles; i++)
 			swarm_s3_check_object(upload->server, upload->bucket, upload->files[i].key);
@@ -194,45 +183,15 @@ prepare_server(SwarmUpload *upload)
 	CurrentResourceOwner = owner;
 	MemoryContextSwitchTo(upload->context);
 	if (edata == NULL)
+	{
+		swarm_upload_read_fallback(upload);
+		swarm_upload_read_servers(upload);
 		return true;
+	}
 	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
 		ReThrowError(edata);
 	fail_files(upload, edata);
 	return false;
-}
-
-/*
- * fall_back: a batch of which nothing has been sent goes to the fallback of
- * its server's policy while the server's circuit breaker is open, and stays
- * there.  All of a batch is at one server.
- */
-static void
-fall_back(SwarmUpload *upload)
-{
-	const char *name = upload->server->policy.fallback;
-	SwarmS3Server *other;
-	SwarmSpi	spi;
-	Oid			types[] = {INT8OID, TEXTOID};
-	Datum		values[2];
-
-	if (name == NULL || upload->server->endpoint == NULL || !swarm_net_endpoint_is_open(upload->server->endpoint))
-		return;
-	for (int i = 0; i < upload->nfiles; i++)
-	{
-		if (upload->files[i].state != FILE_WAITING || upload->files[i].upload_id != NULL)
-			return;
-	}
-	other = swarm_s3_server(name);
-	if (other->endpoint != NULL && swarm_net_endpoint_is_open(other->endpoint))
-		return;
-	values[0] = Int64GetDatum(upload->batch);
-	values[1] = CStringGetTextDatum(name);
-	swarm_spi_begin(&spi);
-	swarm_spi_execute("UPDATE swarm._s3_batch SET server = $2, fallback_for = nullif(coalesce(fallback_for, server), $2) WHERE id = $1",
-					  2, types, values, NULL);
-	swarm_spi_end(&spi);
-	upload->server = other;
-	upload->server_name = other->name;
 }
 
 static void
@@ -249,7 +208,7 @@ fail_files(SwarmUpload *upload, const ErrorData *edata)
 		file->state = upload->cancelled ? FILE_CANCELLED : FILE_FAILED;
 		file->dirty = true;
 		strlcpy(file->code, unpack_sql_state(edata->sqlerrcode), sizeof(file->code));
-		strlcpy(file->error, edata->message, sizeof(file->error));
+		swarm_net_text(file->error, sizeof(file->error), edata->message);
 	}
 }
 
@@ -277,7 +236,7 @@ end_cancelled(SwarmUpload *upload)
 	}
 	swarm_upload_store(upload);
 	swarm_upload_finish(upload);
-	if (leftovers(upload) > 0)
+	if (swarm_upload_load_left(upload) != NIL)
 		(void) swarm_upload_enqueue(upload->batch, true);
 	swarm_upload_leave(upload, true);
 	swarm_s3_owner_end();

@@ -144,6 +144,7 @@ typedef enum SwarmFileEvent
 	FILE_EVENT_GONE,			/* the server does not know the upload any
 								 * more */
 	FILE_EVENT_FAIL,
+	FILE_EVENT_MOVE,			/* the same, but another server may take it */
 	FILE_EVENT_STOP				/* cancelled */
 } SwarmFileEvent;
 
@@ -172,6 +173,9 @@ typedef struct SwarmUploadFile
 	Jsonb	   *metadata;
 	SwarmSource source;
 	int64		size;			/* -1 = not known yet */
+	SwarmS3Server *server;		/* where it goes; NULL: not decided yet */
+	char	   *server_name;	/* or NULL: the batch's */
+	bool		moved;			/* to the fallback, in this run */
 
 	SwarmFileState state;
 	SwarmFileState outcome;		/* after FILE_ABORTING */
@@ -194,12 +198,25 @@ typedef struct SwarmUploadFile
 
 	char	   *etag;
 	int			attempts;
+	int			attempts_before;	/* of them, before it was moved */
 	int			status;
 	char		code[UPLOAD_CODE];
 	char		error[256];
 	int64		started_ms;		/* monotonic; 0 = not started */
 	int64		ms;
 } SwarmUploadFile;
+
+/* A multipart upload that is to be aborted, at a server where its file is not any more. */
+typedef struct SwarmUploadLeft
+{
+	int			no;
+	char	   *key;
+	char	   *server_name;
+	char	   *upload_id;
+	bool		stored;			/* in the table */
+	bool		aborted;
+	SwarmUploadFile *file;		/* while that is tried */
+} SwarmUploadLeft;
 
 /* A batch of files on their way to one bucket. */
 struct SwarmUpload
@@ -208,6 +225,10 @@ struct SwarmUpload
 	int64		batch;			/* 0: not in a table */
 	char	   *server_name;
 	SwarmS3Server *server;
+	SwarmS3Server *fallback;	/* or NULL */
+	char	   *fallback_fault; /* why there is none, until it is said */
+	List	   *other_servers;	/* where lost runs have sent files */
+	List	   *left;			/* of SwarmUploadLeft */
 	char	   *bucket;
 	Jsonb	   *options;
 	List	   *headers;		/* of every object, of SwarmS3Pair */
@@ -242,6 +263,13 @@ typedef struct SwarmUploadStep
 	SwarmS3Call call;
 } SwarmUploadStep;
 
+/* upload_run.c */
+extern bool swarm_upload_event(SwarmUploadFile *file, SwarmFileEvent what);
+extern void swarm_upload_failed(SwarmUploadFile *file);
+
+/* upload_answer.c */
+extern void swarm_upload_answered(SwarmNetRequest *request);
+
 /* upload_send.c */
 extern void swarm_upload_send(SwarmUploadFile *file);
 extern void swarm_upload_send_parts(SwarmUploadFile *file);
@@ -252,6 +280,15 @@ extern SwarmNetBody swarm_upload_part(const SwarmUploadFile *file, int part);
 extern SwarmFileEvent swarm_upload_searched(SwarmUploadStep *step);
 extern bool swarm_upload_listed(SwarmUploadStep *step);
 extern bool swarm_upload_etag_fits(SwarmUploadStep *step, const char *etag);
+
+/* upload_fallback.c */
+extern void swarm_upload_read_fallback(SwarmUpload *upload);
+extern void swarm_upload_read_servers(SwarmUpload *upload);
+extern void swarm_upload_choose_server(SwarmUploadFile *file);
+extern bool swarm_upload_can_move(SwarmUploadFile *file);
+extern void swarm_upload_move(SwarmUploadFile *file);
+extern int	swarm_upload_abort_left(SwarmUpload *upload, List *left);
+extern void swarm_upload_end_here(SwarmUpload *upload);
 
 extern void swarm_upload_options(SwarmUpload *upload, Jsonb *options);
 extern bool swarm_upload_option_timestamped(Jsonb *options);
@@ -267,6 +304,8 @@ extern void swarm_upload_leave(SwarmUpload *upload, bool durable);
 extern void swarm_upload_store(SwarmUpload *upload);
 extern SwarmUpload *swarm_upload_load(MemoryContext context, int64 batch, Oid *owner, int64 *job,
 									  bool *finished, int64 *ms);
+extern List *swarm_upload_load_left(SwarmUpload *upload);
+extern void swarm_upload_forget_left(SwarmUpload *upload, List *left);
 extern void swarm_upload_finish(SwarmUpload *upload);
 extern void swarm_upload_prune(TimestampTz before);
 extern int64 swarm_upload_enqueue(int64 batch, bool clean);

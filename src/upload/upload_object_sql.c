@@ -14,6 +14,7 @@
 #include "catalog/pg_type.h"
 #include "commands/copy.h"
 #include "commands/defrem.h"
+#include "common/int.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "lib/stringinfo.h"
@@ -53,9 +54,10 @@ static void fetch(SwarmS3Call *call, SwarmNetBody *body);
 static void decompress(const SwarmNetBody *from, const char *encoding, SwarmNetBody *body);
 static int	read_body(SwarmNetBody *body, void *buffer, int most);
 static int	read_import(void *buffer, int least, int most);
+static void check_target(Oid table, const char *format);
 static uint64 import_copy(Relation rel, SwarmNetBody *body, const char *format, Jsonb *options);
 static uint64 import_lines(Relation rel, SwarmNetBody *body);
-static void import_line(SPIPlanPtr plan, char *line, size_t length);
+static void import_line(SPIPlanPtr plan, MemoryContext context, char *line, size_t length);
 
 static char *
 argument(FunctionCallInfo fcinfo, int i, const char *name)
@@ -213,7 +215,7 @@ swarm_s3_list(PG_FUNCTION_ARGS)
 			values[2] = modified ? DirectFunctionCall3(timestamptz_in, CStringGetDatum(modified),
 													   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)) : (Datum) 0;
 			values[3] = etag ? CStringGetTextDatum(swarm_s3_etag(etag)) : (Datum) 0;
-			values[4] = class ? CStringGetTextDatum(class) : (Datum) 0;
+			values[4] = class ? CStringGetTextDatum(pg_any_to_server(class, strlen(class), PG_UTF8)) : (Datum) 0;
 			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 			most--;
 		}
@@ -338,15 +340,16 @@ swarm_s3_get(PG_FUNCTION_ARGS)
 	bytea	   *result;
 	int			n;
 	int64		first = PG_ARGISNULL(3) ? 0 : PG_GETARG_INT64(3);
+	int64		last;
 
 	call_object(&call, fcinfo, "GET");
 	if (first < 0 || (!PG_ARGISNULL(4) && PG_GETARG_INT64(4) < 1))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("the first byte must not be less than 0, the length not less than 1")));
-	if (!PG_ARGISNULL(4))
-		call.headers = list_make1(swarm_s3_pair("range", psprintf("bytes=" INT64_FORMAT "-" INT64_FORMAT,
-																  first, first + PG_GETARG_INT64(4) - 1)));
+	/* a length of all there could be is none */
+	if (!PG_ARGISNULL(4) && !pg_add_s64_overflow(first, PG_GETARG_INT64(4) - 1, &last))
+		call.headers = list_make1(swarm_s3_pair("range", psprintf("bytes=" INT64_FORMAT "-" INT64_FORMAT, first, last)));
 	else if (first > 0)
 		call.headers = list_make1(swarm_s3_pair("range", psprintf("bytes=" INT64_FORMAT "-", first)));
 	fetch(&call, &body);
@@ -424,18 +427,30 @@ swarm_s3_import(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("argument \"target\" must not be null")));
 	call_object(&call, fcinfo, "GET");
-	if (pg_class_aclcheck(PG_GETARG_OID(3), GetUserId(), ACL_INSERT) != ACLCHECK_OK)
-		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, get_rel_name(PG_GETARG_OID(3)));
-	if (check_enable_rls(PG_GETARG_OID(3), InvalidOid, false) == RLS_ENABLED && strcmp(format, "json") != 0)
+	check_target(PG_GETARG_OID(3), format);
+	fetch(&call, &body);
+	rel = table_open(PG_GETARG_OID(3), RowExclusiveLock);
+	/* the network takes its time: what was allowed then may not be now */
+	check_target(PG_GETARG_OID(3), format);
+	rows = strcmp(format, "json") == 0 ? import_lines(rel, &body) : import_copy(rel, &body, format, options);
+	table_close(rel, NoLock);
+	PG_RETURN_INT64(rows);
+}
+
+/*
+ * check_target: may the caller's rows go there?  COPY, as it is used here,
+ * does not look.
+ */
+static void
+check_target(Oid table, const char *format)
+{
+	if (pg_class_aclcheck(table, GetUserId(), ACL_INSERT) != ACLCHECK_OK)
+		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, get_rel_name(table));
+	if (check_enable_rls(table, InvalidOid, false) == RLS_ENABLED && strcmp(format, "json") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("format %s is not possible for a table with row-level security", format),
 				 errhint("Use format json.")));
-	fetch(&call, &body);
-	rel = table_open(PG_GETARG_OID(3), RowExclusiveLock);
-	rows = strcmp(format, "json") == 0 ? import_lines(rel, &body) : import_copy(rel, &body, format, options);
-	table_close(rel, NoLock);
-	PG_RETURN_INT64(rows);
 }
 
 static uint64
@@ -474,11 +489,13 @@ import_lines(Relation rel, SwarmNetBody *body)
 	char	   *buffer = palloc(64 * 1024);
 	StringInfoData line;
 	SPIPlanPtr	plan;
+	MemoryContext context;
 	uint64		rows = 0;
 	int			n;
 
 	initStringInfo(&line);
 	SPI_connect();
+	context = AllocSetContextCreate(CurrentMemoryContext, "pg_swarm line", ALLOCSET_DEFAULT_SIZES);
 	plan = SPI_prepare(psprintf("INSERT INTO %s SELECT * FROM pg_catalog.jsonb_populate_record(NULL::%s, $1)",
 								table, table), 1, types);
 	if (plan == NULL)
@@ -502,7 +519,7 @@ import_lines(Relation rel, SwarmNetBody *body)
 				break;
 			if (line.len > 0)
 			{
-				import_line(plan, line.data, line.len);
+				import_line(plan, context, line.data, line.len);
 				rows++;
 			}
 			resetStringInfo(&line);
@@ -511,22 +528,26 @@ import_lines(Relation rel, SwarmNetBody *body)
 	}
 	if (line.len > 0)
 	{
-		import_line(plan, line.data, line.len);
+		import_line(plan, context, line.data, line.len);
 		rows++;
 	}
 	SPI_finish();
 	return rows;
 }
 
+/* import_line: `context` is for what it takes to read one, and empty after it. */
 static void
-import_line(SPIPlanPtr plan, char *line, size_t length)
+import_line(SPIPlanPtr plan, MemoryContext context, char *line, size_t length)
 {
+	MemoryContext old = MemoryContextSwitchTo(context);
 	char	   *text = pg_any_to_server(line, length, PG_UTF8);
 	Datum		values[] = {DirectFunctionCall1(jsonb_in, CStringGetDatum(text))};
 	int			rc = SPI_execute_plan(plan, values, NULL, false, 0);
 
 	if (rc < 0)
 		elog(ERROR, "could not insert a row: %s", SPI_result_code_string(rc));
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(context);
 }
 
 /* ------------------------------------------------------------------------

@@ -52,21 +52,27 @@ const SwarmFileEdge swarm_upload_edges[] = {
 	{FILE_CLEANING, FILE_EVENT_OK, FILE_WAITING, "aborted"},
 	{FILE_CLEANING, FILE_EVENT_GONE, FILE_WAITING, "there was nothing left to abort"},
 	{FILE_CLEANING, FILE_EVENT_FAIL, FILE_FAILED, "its id stays noted"},
+	{FILE_CLEANING, FILE_EVENT_MOVE, FILE_WAITING, "its id stays noted; the fallback takes the file"},
 	{FILE_PUTTING, FILE_EVENT_OK, FILE_DONE, "stored"},
 	{FILE_PUTTING, FILE_EVENT_FAIL, FILE_FAILED, "refused, or all attempts failed"},
+	{FILE_PUTTING, FILE_EVENT_MOVE, FILE_WAITING, "its server is left alone: the fallback takes it"},
 	{FILE_PUTTING, FILE_EVENT_STOP, FILE_CANCELLED, "given up; a server keeps nothing of half a body"},
 	{FILE_CREATING, FILE_EVENT_OK, FILE_NOTING, "it has an id, which must be committed before the first part"},
 	{FILE_CREATING, FILE_EVENT_FAIL, FILE_FAILED, "refused, or all attempts failed"},
+	{FILE_CREATING, FILE_EVENT_MOVE, FILE_WAITING, "its server is left alone: the fallback takes it"},
 	{FILE_NOTING, FILE_EVENT_OK, FILE_PARTS, "committed"},
 	{FILE_NOTING, FILE_EVENT_STOP, FILE_ABORTING, "the batch is cancelled"},
 	{FILE_PARTS, FILE_EVENT_OK, FILE_COMPLETING, "the last part is there"},
 	{FILE_PARTS, FILE_EVENT_FAIL, FILE_ABORTING, "a part could not be sent"},
+	{FILE_PARTS, FILE_EVENT_MOVE, FILE_WAITING, "its server is left alone: the fallback takes it; what was begun is aborted later"},
 	{FILE_PARTS, FILE_EVENT_STOP, FILE_ABORTING, "the batch is cancelled"},
 	{FILE_COMPLETING, FILE_EVENT_OK, FILE_DONE, "stored"},
 	{FILE_COMPLETING, FILE_EVENT_GONE, FILE_CHECKING, "an answer may be lost, or it had no ETag: look at the object"},
 	{FILE_COMPLETING, FILE_EVENT_FAIL, FILE_ABORTING, "refused, or all attempts failed"},
+	{FILE_COMPLETING, FILE_EVENT_MOVE, FILE_WAITING, "its server is left alone: the fallback takes it; what was begun is aborted later"},
 	{FILE_CHECKING, FILE_EVENT_OK, FILE_DONE, "the object is what was sent"},
 	{FILE_CHECKING, FILE_EVENT_FAIL, FILE_FAILED, "it is not"},
+	{FILE_CHECKING, FILE_EVENT_MOVE, FILE_WAITING, "its server is left alone: the fallback takes it"},
 	{FILE_ABORTING, FILE_EVENT_OK, FILE_FAILED, "or cancelled: nothing is left"},
 	{FILE_ABORTING, FILE_EVENT_GONE, FILE_FAILED, "or cancelled: nothing was left"},
 	{FILE_ABORTING, FILE_EVENT_FAIL, FILE_FAILED, "or cancelled: its id stays noted, a job of its own tries again"}
@@ -85,14 +91,9 @@ static void open_source(SwarmUploadFile *file);
 static SwarmFileEvent opened_as(const SwarmUploadFile *file);
 static void renew_credentials(SwarmUpload *upload);
 static void go_on(SwarmUploadFile *file);
-static bool event(SwarmUploadFile *file, SwarmFileEvent what);
+static void release(SwarmUploadFile *file);
 static void finished(SwarmUploadFile *file);
 static void stop_all(SwarmUpload *upload);
-static void answered(SwarmNetRequest *request);
-static void part_sent(SwarmUploadStep *step);
-static void completed(SwarmUploadStep *step);
-static bool is_printable(const char *text);
-static void note_failure(SwarmUploadFile *file, const SwarmNetRequest *request);
 static void show_progress(SwarmUpload *upload);
 
 const char *
@@ -107,7 +108,7 @@ swarm_file_state_name(SwarmFileState state)
 const char *
 swarm_file_event_name(SwarmFileEvent what)
 {
-	static const char *const names[] = {"leftover", "resume", "search", "small", "large", "ok", "gone", "failure", "stop"};
+	static const char *const names[] = {"leftover", "resume", "search", "small", "large", "ok", "gone", "failure", "moved", "stop"};
 
 	return names[what];
 }
@@ -178,9 +179,9 @@ swarm_upload_run(SwarmUpload *upload)
 			SwarmUploadFile *file = &upload->files[i];
 
 			if (file->state == FILE_NOTING && !file->dirty)
-				event(file, FILE_EVENT_OK);
+				swarm_upload_event(file, FILE_EVENT_OK);
 			if (file->state == FILE_PARTS && file->parts_done == file->parts)
-				event(file, FILE_EVENT_OK);
+				swarm_upload_event(file, FILE_EVENT_OK);
 			else if (file->state == FILE_PARTS)
 				swarm_upload_send_parts(file);
 		}
@@ -214,7 +215,7 @@ one_turn(SwarmUpload *upload)
 	while ((request = swarm_net_next()) != NULL)
 	{
 		upload->idle_ms = 0;
-		answered(request);
+		swarm_upload_answered(request);
 	}
 }
 
@@ -260,7 +261,7 @@ swarm_upload_await_ids(SwarmUpload *upload)
 			break;
 		(void) swarm_net_turn(AWAIT_MS / 10);
 		while ((request = swarm_net_next()) != NULL)
-			answered(request);
+			swarm_upload_answered(request);
 	}
 }
 
@@ -382,8 +383,8 @@ open_source(SwarmUploadFile *file)
 	MemoryContext old;
 	ErrorData  *volatile edata = NULL;
 
-	if (file->context != NULL)
-		MemoryContextDelete(file->context); /* of its way to here */
+	swarm_upload_choose_server(file);
+	release(file);				/* of its way to here */
 	file->context = AllocSetContextCreate(upload->context, "pg_swarm file", ALLOCSET_SMALL_SIZES);
 	file->requests = NIL;
 	file->etags = NULL;
@@ -415,19 +416,19 @@ open_source(SwarmUploadFile *file)
 		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED || edata->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN)
 			ReThrowError(edata);
 		strlcpy(file->code, unpack_sql_state(edata->sqlerrcode), sizeof(file->code));
-		strlcpy(file->error, edata->message ? edata->message : "missing error text", sizeof(file->error));
+		swarm_net_text(file->error, sizeof(file->error), edata->message ? edata->message : "missing error text");
 		FreeErrorData(edata);
-		event(file, FILE_EVENT_FAIL);
+		swarm_upload_event(file, FILE_EVENT_FAIL);
 		return;
 	}
 	file->size = file->body.length;
 	file->part_size = swarm_s3_part_kb * INT64CONST(1024);
-	if (upload->server->folder != NULL)
+	if (file->server->folder != NULL)
 		file->part_size = Max(file->part_size, file->size);
 	while ((file->size + file->part_size - 1) / file->part_size > SWARM_S3_PARTS_MAX)
 		file->part_size *= 2;
 	file->parts = (int) ((file->size + file->part_size - 1) / file->part_size);
-	event(file, opened_as(file));
+	swarm_upload_event(file, opened_as(file));
 }
 
 /* opened_as: what is to be done with a file that can be read. */
@@ -447,13 +448,20 @@ opened_as(const SwarmUploadFile *file)
 static void
 renew_credentials(SwarmUpload *upload)
 {
+	List	   *renewed = NIL;
 	ListCell   *lc;
 
-	if (upload->expired == NIL)
-		return;
-	swarm_s3_server_renew(upload->server);
 	foreach(lc, upload->expired)
-		swarm_net_submit(lfirst(lc));
+	{
+		SwarmNetRequest *request = lfirst(lc);
+		SwarmS3Server *server = ((SwarmS3Call *) request->caller)->server;
+
+		if (!list_member_ptr(renewed, server))
+			swarm_s3_server_renew(server);
+		renewed = list_append_unique_ptr(renewed, server);
+		swarm_net_submit(request);
+	}
+	list_free(renewed);
 	upload->expired = NIL;
 }
 
@@ -462,11 +470,12 @@ renew_credentials(SwarmUpload *upload)
  * ------------------------------------------------------------------------ */
 
 /*
- * event: walk an edge of the table and begin what belongs to the new state.
- * False if there is no such edge: the event does not concern this state.
+ * swarm_upload_event: walk an edge of the table and begin what belongs to the
+ * new state.  False if there is no such edge: the event does not concern this
+ * state.
  */
-static bool
-event(SwarmUploadFile *file, SwarmFileEvent what)
+bool
+swarm_upload_event(SwarmUploadFile *file, SwarmFileEvent what)
 {
 	SwarmUpload *upload = file->upload;
 
@@ -489,6 +498,27 @@ event(SwarmUploadFile *file, SwarmFileEvent what)
 	return false;
 }
 
+/* swarm_upload_failed: a request of the file has, after all its attempts. */
+void
+swarm_upload_failed(SwarmUploadFile *file)
+{
+	bool		moves = swarm_upload_can_move(file);
+
+	if (moves)
+		swarm_upload_move(file);
+	swarm_upload_event(file, moves ? FILE_EVENT_MOVE : FILE_EVENT_FAIL);
+}
+
+/* release: what a file holds while it is under way. */
+static void
+release(SwarmUploadFile *file)
+{
+	MemoryContextSwitchTo(file->upload->context);
+	if (file->context != NULL)
+		MemoryContextDelete(file->context);
+	file->context = NULL;
+}
+
 static void
 go_on(SwarmUploadFile *file)
 {
@@ -497,6 +527,8 @@ go_on(SwarmUploadFile *file)
 	switch (file->state)
 	{
 		case FILE_WAITING:
+			swarm_upload_drop_requests(file);
+			release(file);
 			break;
 		case FILE_NOTING:
 			file->dirty = upload->batch != 0;
@@ -530,10 +562,7 @@ finished(SwarmUploadFile *file)
 		file->code[0] = file->error[0] = '\0';
 	swarm_upload_progress_give(file->progress);
 	file->progress = -1;
-	MemoryContextSwitchTo(upload->context);
-	if (file->context != NULL)
-		MemoryContextDelete(file->context);
-	file->context = NULL;
+	release(file);
 	file->dirty = upload->batch != 0;
 	if (file->dirty && upload->flush_ms == 0)
 		upload->flush_ms = swarm_net_ms();
@@ -547,191 +576,13 @@ stop_all(SwarmUpload *upload)
 	for (int i = upload->first; i < upload->nfiles; i++)
 	{
 		if (!is_final(upload->files[i].state))
-			event(&upload->files[i], FILE_EVENT_STOP);
+			swarm_upload_event(&upload->files[i], FILE_EVENT_STOP);
 	}
 }
 
 /* ------------------------------------------------------------------------
- * Answers
+ * The view
  * ------------------------------------------------------------------------ */
-
-static void
-answered(SwarmNetRequest *request)
-{
-	SwarmUploadStep *step = ((SwarmS3Call *) request->caller)->caller;
-	SwarmUploadFile *file = step->file;
-	MemoryContext context = step->context;
-	MemoryContext old = MemoryContextSwitchTo(context);
-	bool		gone = strcmp(request->error_name, "NoSuchUpload") == 0 || request->status == 404;
-
-	if (file->state != FILE_ABORTING && file->state != FILE_CLEANING)
-		file->attempts = Max(file->attempts, request->attempts);
-	if (!request->succeeded && !file->reloaded &&
-		(strcmp(request->error_name, "ExpiredToken") == 0 || strcmp(request->error_name, "TokenRefreshRequired") == 0))
-	{
-		MemoryContextSwitchTo(file->upload->context);
-		file->reloaded = true;
-		file->upload->expired = lappend(file->upload->expired, request);
-		MemoryContextSwitchTo(old);
-		return;
-	}
-	file->requests = list_delete_ptr(file->requests, step);
-	if (file->state != FILE_ABORTING && file->state != FILE_CLEANING)
-		file->status = request->status;
-	if (!request->succeeded && file->state != FILE_ABORTING)
-		note_failure(file, request);
-	switch (file->state)
-	{
-		case FILE_PUTTING:
-			file->etag = MemoryContextStrdup(file->upload->context,
-											 swarm_s3_etag(swarm_net_answer_header(request, "etag")));
-			event(file, request->succeeded ? FILE_EVENT_OK : FILE_EVENT_FAIL);
-			break;
-		case FILE_CREATING:
-			if (request->succeeded)
-			{
-				char	   *id = swarm_s3_xml_text(request->answer, "UploadId", NULL);
-
-				if (id == NULL || *id == '\0' || strlen(id) > UPLOAD_ID_MAX || !is_printable(id))
-				{
-					strlcpy(file->code, "UnexpectedAnswer", sizeof(file->code));
-					strlcpy(file->error, "the server gave no upload id", sizeof(file->error));
-					event(file, FILE_EVENT_FAIL);
-					break;
-				}
-				file->upload_id = MemoryContextStrdup(file->upload->context, id);
-			}
-			event(file, request->succeeded ? FILE_EVENT_OK : FILE_EVENT_FAIL);
-			break;
-		case FILE_SEARCHING:
-			event(file, request->succeeded ? swarm_upload_searched(step) : FILE_EVENT_FAIL);
-			break;
-		case FILE_LISTING:
-			if (request->succeeded && swarm_upload_listed(step))
-				event(file, FILE_EVENT_OK);
-			else if (request->succeeded)
-				swarm_upload_send(file);	/* the next page */
-			else
-			{
-				if (gone)
-				{
-					/* parts on pages that came are gone as well */
-					file->upload_id = NULL;
-					file->etags = NULL;
-					file->parts_done = 0;
-					file->bytes_done = 0;
-				}
-				event(file, gone ? FILE_EVENT_GONE : FILE_EVENT_FAIL);
-			}
-			break;
-		case FILE_PARTS:
-			file->parts_under_way--;
-			if (request->succeeded)
-				part_sent(step);
-			else
-			{
-				swarm_upload_drop_requests(file);
-				event(file, FILE_EVENT_FAIL);
-			}
-			break;
-		case FILE_COMPLETING:
-			if (request->succeeded)
-				completed(step);
-			else
-				event(file, gone ? FILE_EVENT_GONE : FILE_EVENT_FAIL);
-			break;
-		case FILE_CHECKING:
-			completed(step);
-			break;
-		case FILE_CLEANING:
-		case FILE_ABORTING:
-			if (request->succeeded || gone)
-				file->upload_id = NULL;
-			event(file, request->succeeded ? FILE_EVENT_OK : gone ? FILE_EVENT_GONE : FILE_EVENT_FAIL);
-			break;
-		default:
-			break;				/* an answer that nobody waits for any more */
-	}
-	MemoryContextSwitchTo(old);
-	if (file->context != NULL)
-		MemoryContextDelete(context);	/* else it is gone with the file's */
-}
-
-static bool
-is_printable(const char *text)
-{
-	for (const char *p = text; *p; p++)
-	{
-		if (*p < ' ' || *p > '~')
-			return false;
-	}
-	return true;
-}
-
-static void
-note_failure(SwarmUploadFile *file, const SwarmNetRequest *request)
-{
-	strlcpy(file->code, request->error_name, sizeof(file->code));
-	strlcpy(file->error, request->error_text, sizeof(file->error));
-}
-
-static void
-part_sent(SwarmUploadStep *step)
-{
-	SwarmUploadFile *file = step->file;
-
-	file->etags[step->part - 1] = MemoryContextStrdup(file->context,
-													  swarm_s3_etag(swarm_net_answer_header(step->request, "etag")));
-	file->parts_done++;
-	file->bytes_done += step->call.body.length;
-	SWARM_FAULT("upload.part");
-	if (file->parts_done == file->parts)
-		event(file, FILE_EVENT_OK);
-	else
-		swarm_upload_send_parts(file);
-}
-
-/* completed: the ETag of the whole, by the answer or by looking at the object. */
-static void
-completed(SwarmUploadStep *step)
-{
-	SwarmUploadFile *file = step->file;
-	SwarmNetRequest *request = step->request;
-	char	   *etag = NULL;
-
-	if (file->state == FILE_COMPLETING)
-	{
-		etag = swarm_s3_xml_text(request->answer, "ETag", NULL);
-		if (etag == NULL || *etag == '\0')
-		{
-			event(file, FILE_EVENT_GONE);
-			return;
-		}
-	}
-	else if (request->succeeded)
-	{
-		char	   *length = swarm_net_answer_header(request, "content-length");
-
-		etag = swarm_s3_etag(swarm_net_answer_header(request, "etag"));
-		if (length == NULL || strtoll(length, NULL, 10) != file->size ||
-			!swarm_upload_etag_fits(step, etag))
-		{
-			strlcpy(file->code, "NoSuchUpload", sizeof(file->code));
-			strlcpy(file->error, "the multipart upload is gone, and the object is not what was sent",
-					sizeof(file->error));
-			event(file, FILE_EVENT_FAIL);
-			return;
-		}
-	}
-	else
-	{
-		event(file, FILE_EVENT_FAIL);
-		return;
-	}
-	file->upload_id = NULL;
-	file->etag = MemoryContextStrdup(file->upload->context, swarm_s3_etag(etag));
-	event(file, FILE_EVENT_OK);
-}
 
 /* show_progress: for the view, a few times a second. */
 static void

@@ -83,7 +83,7 @@ new_step(SwarmUploadFile *file, const char *method)
 	step = MemoryContextAllocZero(context, sizeof(SwarmUploadStep));
 	step->file = file;
 	step->context = context;
-	step->call.server = file->upload->server;
+	step->call.server = file->server;
 	step->call.method = method;
 	step->call.bucket = file->upload->bucket;
 	step->call.key = file->key;

@@ -334,30 +334,54 @@ copy_bytea(SwarmSpool *spool, const SwarmSource *source)
 
 /* ---- large objects ---- */
 
+/*
+ * The server keeps its relations open until the transaction ends, and closes
+ * them there only for its own functions: so we do it, also after an error,
+ * which may cost a subtransaction only.
+ */
 static int64
 large_object_size(Oid oid)
 {
-	LargeObjectDesc *lo = inv_open(oid, INV_READ, CurrentMemoryContext);
-	int64		size = inv_seek(lo, 0, SEEK_END);
+	int64		size = 0;
 
-	inv_close(lo);
+	PG_TRY();
+	{
+		LargeObjectDesc *lo = inv_open(oid, INV_READ, CurrentMemoryContext);
+
+		size = inv_seek(lo, 0, SEEK_END);
+		inv_close(lo);
+	}
+	PG_FINALLY();
+	{
+		close_lo_relation(true);
+	}
+	PG_END_TRY();
 	return size;
 }
 
 static void
 copy_large_object(SwarmSpool *spool, Oid oid)
 {
-	LargeObjectDesc *lo = inv_open(oid, INV_READ, CurrentMemoryContext);
-	char	   *buffer = palloc(SLICE / 4);
+	char	   *buffer = palloc(SLICE);
 	int			n;
 
-	while ((n = inv_read(lo, buffer, SLICE / 4)) > 0)
+	PG_TRY();
 	{
-		CHECK_FOR_INTERRUPTS();
-		swarm_spool_write(spool, buffer, n);
+		LargeObjectDesc *lo = inv_open(oid, INV_READ, CurrentMemoryContext);
+
+		while ((n = inv_read(lo, buffer, SLICE)) > 0)
+		{
+			CHECK_FOR_INTERRUPTS();
+			swarm_spool_write(spool, buffer, n);
+		}
+		inv_close(lo);
 	}
+	PG_FINALLY();
+	{
+		close_lo_relation(true);
+	}
+	PG_END_TRY();
 	pfree(buffer);
-	inv_close(lo);
 }
 
 /* ---- a column of a row ---- */
@@ -637,15 +661,20 @@ static void
 query_to_lines(SwarmSpool *spool, const char *sql)
 {
 	Portal		portal;
+	MemoryContext page;
 
 	SPI_connect();
+	page = AllocSetContextCreate(CurrentMemoryContext, "pg_swarm rows", ALLOCSET_DEFAULT_SIZES);
 	portal = SPI_cursor_open_with_args(NULL, sql, 0, NULL, NULL, NULL, true, 0);
 	BlessTupleDesc(portal->tupDesc);
 	for (;;)
 	{
+		MemoryContext old;
+
 		SPI_cursor_fetch(portal, true, ROWS);
 		if (SPI_processed == 0)
 			break;
+		old = MemoryContextSwitchTo(page);
 		for (uint64 i = 0; i < SPI_processed; i++)
 		{
 			Datum		row = heap_copy_tuple_as_datum(SPI_tuptable->vals[i], portal->tupDesc);
@@ -655,9 +684,9 @@ query_to_lines(SwarmSpool *spool, const char *sql)
 
 			swarm_spool_write(spool, utf8, strlen(utf8));
 			swarm_spool_write(spool, "\n", 1);
-			pfree(line);
-			pfree(DatumGetPointer(row));
 		}
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(page);
 		SPI_freetuptable(SPI_tuptable);
 	}
 	SPI_cursor_close(portal);

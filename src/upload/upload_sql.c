@@ -51,7 +51,7 @@ static void refuse_same_keys(const SwarmUpload *upload);
 static char *size_fault(SwarmUpload *upload);
 static void insert_batch(SwarmUpload *upload);
 static void insert_file(const SwarmUploadFile *file, SPIPlanPtr *plan);
-static SwarmUpload *load_visible(int64 batch, int64 *job, bool *finished, int64 *ms);
+static SwarmUpload *load_visible(int64 batch, Oid *owner, int64 *job, bool *finished, int64 *ms);
 static Jsonb *refusal(const char *message);
 static void compress_object(SwarmUpload *upload, const char *name);
 static char *tags_header(Jsonb *options);
@@ -96,6 +96,7 @@ swarm_s3_upload_sync(PG_FUNCTION_ARGS)
 		PG_RETURN_JSONB_P(refusal(fault));
 	upload->server = swarm_s3_server(upload->server_name);
 	swarm_upload_options(upload, upload->options);
+	swarm_upload_read_fallback(upload);
 	upload->in_transaction = true;
 	swarm_upload_before(upload);
 	run_here(upload);
@@ -200,9 +201,11 @@ run_here(SwarmUpload *upload)
 				file->state = file->upload_id ? FILE_ABORTING : FILE_CANCELLED;
 		}
 		swarm_upload_run(upload);
+		swarm_upload_end_here(upload);
 		ReThrowError(edata);
 	}
 	PG_END_TRY();
+	swarm_upload_end_here(upload);
 }
 
 /*
@@ -669,6 +672,7 @@ swarm_upload_result(SwarmUpload *upload, int64 ms, bool finished)
 			appendStringInfo(&files, ", \"size\": " INT64_FORMAT, file->size);
 			append_json(&files, "type", file->content_type);
 			append_json(&files, "etag", file->etag);
+			append_json(&files, "server", file->server_name ? file->server_name : upload->server_name);
 			appendStringInfo(&files, ", \"attempts\": %d, \"ms\": " INT64_FORMAT "}", file->attempts, file->ms);
 			bytes += file->size;
 		}
@@ -680,6 +684,7 @@ swarm_upload_result(SwarmUpload *upload, int64 ms, bool finished)
 			escape_json(&failed, file->name);
 			append_json(&failed, "error", file->error);
 			append_json(&failed, "code", file->code);
+			append_json(&failed, "server", file->server_name ? file->server_name : upload->server_name);
 			appendStringInfo(&failed, ", \"http\": %d, \"attempts\": %d}", file->status, file->attempts);
 		}
 	}
@@ -717,14 +722,13 @@ swarm_upload_result(SwarmUpload *upload, int64 ms, bool finished)
 
 /* load_visible: a batch that the caller may see; error 42704 otherwise. */
 static SwarmUpload *
-load_visible(int64 batch, int64 *job, bool *finished, int64 *ms)
+load_visible(int64 batch, Oid *owner, int64 *job, bool *finished, int64 *ms)
 {
-	Oid			owner;
 	SwarmUpload *upload;
 
 	CommandCounterIncrement();
-	upload = swarm_upload_load(CurrentMemoryContext, batch, &owner, job, finished, ms);
-	if (upload == NULL || !has_privs_of_role(GetUserId(), owner))
+	upload = swarm_upload_load(CurrentMemoryContext, batch, owner, job, finished, ms);
+	if (upload == NULL || !has_privs_of_role(GetUserId(), *owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("batch " INT64_FORMAT " does not exist", batch)));
 	return upload;
@@ -743,7 +747,8 @@ swarm_s3_wait(PG_FUNCTION_ARGS)
 	int64		job;
 	int64		ms;
 	bool		finished;
-	SwarmUpload *upload = load_visible(batch, &job, &finished, &ms);
+	Oid			owner;
+	SwarmUpload *upload = load_visible(batch, &owner, &job, &finished, &ms);
 
 	if (!finished)
 	{
@@ -756,7 +761,7 @@ swarm_s3_wait(PG_FUNCTION_ARGS)
 		if (SPI_execute_with_args("SELECT swarm.job_wait($1, $2)", 2, types, values, NULL, false, 1) != SPI_OK_SELECT)
 			elog(ERROR, "could not wait for job " INT64_FORMAT, job);
 		SPI_finish();
-		upload = load_visible(batch, &job, &finished, &ms);
+		upload = load_visible(batch, &owner, &job, &finished, &ms);
 		values[0] = Int64GetDatum(job);
 		swarm_spi_begin(&spi);
 		live = swarm_spi_query("SELECT FROM swarm._job WHERE id = $1", 1, types, values, NULL) > 0;
@@ -791,9 +796,10 @@ swarm_s3_cancel(PG_FUNCTION_ARGS)
 	SwarmSpi	spi;
 	Oid			types[] = {INT8OID};
 	Datum		values[] = {Int64GetDatum(batch)};
+	Oid			owner;
 
 	PreventCommandIfReadOnly("s3_cancel()");
-	(void) load_visible(batch, &job, &finished, &ms);
+	(void) load_visible(batch, &owner, &job, &finished, &ms);
 	if (finished)
 		PG_RETURN_BOOL(false);
 	swarm_spi_begin(&spi);
@@ -806,7 +812,9 @@ swarm_s3_cancel(PG_FUNCTION_ARGS)
 }
 
 /*
- * swarm.s3_retry(batch) returns int: the files that are uploaded again
+ * swarm.s3_retry(batch) returns int: the files that are uploaded again, with
+ * the rights of the batch's owner, whoever of his role's members asks: what is
+ * read and where it goes was his choice.
  */
 SWARM_FUNCTION(swarm_s3_retry);
 Datum
@@ -821,10 +829,16 @@ swarm_s3_retry(PG_FUNCTION_ARGS)
 	Datum		values[] = {Int64GetDatum(batch), 0};
 	int			files;
 	SwarmUpload *upload;
+	Oid			owner;
+	Oid			user;
+	int			sec_context;
 
 	PreventCommandIfReadOnly("s3_retry()");
-	upload = load_visible(batch, &job, &finished, &ms);
+	upload = load_visible(batch, &owner, &job, &finished, &ms);
+	GetUserIdAndSecContext(&user, &sec_context);
+	SetUserIdAndSecContext(owner, sec_context | SECURITY_LOCAL_USERID_CHANGE);
 	swarm_s3_server_check(upload->server_name);
+	SetUserIdAndSecContext(user, sec_context);
 	swarm_spi_begin(&spi);
 	values[1] = Int64GetDatum(job);
 	if (!finished && swarm_spi_query("SELECT FROM swarm._job WHERE id = $2", 2, types, values, NULL) > 0)
@@ -838,12 +852,14 @@ swarm_s3_retry(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 				 errmsg("batch " INT64_FORMAT " was retried concurrently", batch)));
 	files = (int) swarm_spi_execute("UPDATE swarm._s3_file SET state = 'waiting', code = NULL, error = NULL, "
-									"status = NULL, finished_at = NULL WHERE batch = $1 AND state <> 'done'",
+									"status = NULL, finished_at = NULL, server = CASE WHEN upload_id IS NOT NULL THEN server END WHERE batch = $1 AND state <> 'done'",
 									1, types, values, NULL);
 	swarm_spi_end(&spi);
 	if (files > 0)
 	{
+		SetUserIdAndSecContext(owner, sec_context | SECURITY_LOCAL_USERID_CHANGE);
 		values[1] = Int64GetDatum(swarm_upload_enqueue(batch, false));
+		SetUserIdAndSecContext(user, sec_context);
 		swarm_spi_begin(&spi);
 		swarm_spi_execute("UPDATE swarm._s3_batch SET job = $2, cancelled = false, finished_at = NULL, started_at = NULL "
 						  "WHERE id = $1", 2, types, values, NULL);

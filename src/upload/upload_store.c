@@ -21,6 +21,7 @@
 #include "upload/upload_int.h"
 
 static void store_file(SwarmUploadFile *file, SPIPlanPtr *plan);
+static void store_left(SwarmUpload *upload);
 static SwarmFileState state_named(const char *name);
 static Datum text_or_null(const char *text, char *null);
 
@@ -63,6 +64,7 @@ swarm_upload_store(SwarmUpload *upload)
 			store_file(&upload->files[i], &plan);
 		upload->files[i].dirty = false;
 	}
+	store_left(upload);
 	swarm_spi_end(&spi);
 	MemoryContextSwitchTo(upload->context);
 	upload->flush_ms = 0;
@@ -85,9 +87,9 @@ store_file(SwarmUploadFile *file, SPIPlanPtr *plan)
 	bool		done = file->state == FILE_DONE;
 	bool		final = file->state >= FILE_DONE;
 	Oid			types[] = {INT8OID, INT4OID, TEXTOID, INT8OID, TEXTOID, INT4OID, INT4OID, TEXTOID, TEXTOID,
-	TEXTOID, INT8OID, BOOLOID, BOOLOID};
-	Datum		values[13];
-	char		nulls[14] = "             ";
+	TEXTOID, INT8OID, BOOLOID, BOOLOID, TEXTOID};
+	Datum		values[14];
+	char		nulls[15] = "              ";
 
 	values[0] = Int64GetDatum(file->upload->batch);
 	values[1] = Int32GetDatum(file->no);
@@ -103,16 +105,37 @@ store_file(SwarmUploadFile *file, SPIPlanPtr *plan)
 	values[10] = Int64GetDatum(file->ms);
 	values[11] = BoolGetDatum(done);
 	values[12] = BoolGetDatum(final);
+	values[13] = text_or_null(file->server_name, &nulls[13]);
 	if (*plan == NULL)
 		*plan = SPI_prepare("UPDATE swarm._s3_file SET state = $3, size = coalesce($4, size), etag = $5, "
 							"attempts = $6, status = $7, code = $8, error = $9, upload_id = $10, ms = $11, "
 							"data = CASE WHEN $12 THEN NULL ELSE data END, "
 							"started_at = coalesce(started_at, swarm._now()), "
-							"finished_at = CASE WHEN $13 THEN swarm._now() END "
-							"WHERE batch = $1 AND no = $2", 13, types);
+							"finished_at = CASE WHEN $13 THEN swarm._now() END, server = $14 "
+							"WHERE batch = $1 AND no = $2", 14, types);
 	rc = *plan ? SPI_execute_plan(*plan, values, nulls, false, 0) : SPI_result;
 	if (rc != SPI_OK_UPDATE)
 		elog(ERROR, "could not store an outcome: %s", SPI_result_code_string(rc));
+}
+
+/* store_left: multipart uploads that files have left behind at another server. */
+static void
+store_left(SwarmUpload *upload)
+{
+	Oid			types[] = {INT8OID, INT4OID, TEXTOID, TEXTOID};
+	ListCell   *lc;
+
+	foreach(lc, upload->left)
+	{
+		SwarmUploadLeft *left = lfirst(lc);
+		Datum		values[] = {Int64GetDatum(upload->batch), Int32GetDatum(left->no),
+		CStringGetTextDatum(left->server_name), CStringGetTextDatum(left->upload_id)};
+
+		if (!left->stored)
+			swarm_spi_execute("INSERT INTO swarm._s3_left (batch, no, server, upload_id) VALUES ($1, $2, $3, $4)",
+							  4, types, values, NULL);
+		left->stored = true;
+	}
 }
 
 static SwarmFileState
@@ -180,7 +203,7 @@ swarm_upload_load(MemoryContext context, int64 batch, Oid *owner, int64 *job, bo
 			upload->since = 0;
 		upload->nfiles = (int) swarm_spi_query(
 											   "SELECT no, name, key, kind, ref, content_type, metadata, state, coalesce(size, -1), etag, "
-											   "attempts, coalesce(status, 0), code, error, upload_id, coalesce(ms, 0) "
+											   "attempts, coalesce(status, 0), code, error, upload_id, coalesce(ms, 0), server "
 											   "FROM swarm._s3_file WHERE batch = $1 ORDER BY no", 1, types, values, NULL);
 		MemoryContextSwitchTo(context);
 		upload->files = palloc0(Max(upload->nfiles, 1) * sizeof(SwarmUploadFile));
@@ -210,12 +233,75 @@ swarm_upload_load(MemoryContext context, int64 batch, Oid *owner, int64 *job, bo
 				strlcpy(file->error, text, sizeof(file->error));
 			file->upload_id = keep_text(i, 15);
 			file->ms = swarm_spi_int64(i, 16);
+			file->server_name = keep_text(i, 17);
 			file->progress = -1;
 		}
 	}
 	swarm_spi_end(&spi);
 	MemoryContextSwitchTo(context);
 	return upload;
+}
+
+/*
+ * swarm_upload_load_left: multipart uploads that runs of the batch could not
+ * abort: of files that have ended, and what files left at another server.
+ */
+List *
+swarm_upload_load_left(SwarmUpload *upload)
+{
+	SwarmSpi	spi;
+	Oid			types[] = {INT8OID};
+	Datum		values[] = {Int64GetDatum(upload->batch)};
+	List	   *list = NIL;
+	uint64		n;
+
+	swarm_spi_begin(&spi);
+	n = swarm_spi_query("SELECT f.no, f.key, coalesce(f.server, b.server), f.upload_id "
+						"FROM swarm._s3_file f JOIN swarm._s3_batch b ON b.id = f.batch "
+						"WHERE f.batch = $1 AND f.upload_id IS NOT NULL AND f.state IN ('done', 'failed', 'cancelled') "
+						"UNION ALL SELECT l.no, f.key, l.server, l.upload_id "
+						"FROM swarm._s3_left l JOIN swarm._s3_file f ON f.batch = l.batch AND f.no = l.no "
+						"WHERE l.batch = $1 ORDER BY 1", 1, types, values, NULL);
+	MemoryContextSwitchTo(upload->context);
+	for (uint64 i = 0; i < n; i++)
+	{
+		SwarmUploadLeft *left = palloc0(sizeof(SwarmUploadLeft));
+
+		left->no = swarm_spi_int32(i, 1);
+		left->key = keep_text(i, 2);
+		left->server_name = keep_text(i, 3);
+		left->upload_id = keep_text(i, 4);
+		list = lappend(list, left);
+	}
+	swarm_spi_end(&spi);
+	MemoryContextSwitchTo(upload->context);
+	return list;
+}
+
+/* swarm_upload_forget_left: those that were aborted. */
+void
+swarm_upload_forget_left(SwarmUpload *upload, List *list)
+{
+	SwarmSpi	spi;
+	Oid			types[] = {INT8OID, INT4OID, TEXTOID};
+	ListCell   *lc;
+
+	swarm_spi_begin(&spi);
+	foreach(lc, list)
+	{
+		SwarmUploadLeft *left = lfirst(lc);
+		Datum		values[] = {Int64GetDatum(upload->batch), Int32GetDatum(left->no),
+		CStringGetTextDatum(left->upload_id)};
+
+		if (!left->aborted)
+			continue;
+		swarm_spi_execute("UPDATE swarm._s3_file SET upload_id = NULL WHERE batch = $1 AND no = $2 AND upload_id = $3",
+						  3, types, values, NULL);
+		swarm_spi_execute("DELETE FROM swarm._s3_left WHERE batch = $1 AND no = $2 AND upload_id = $3",
+						  3, types, values, NULL);
+	}
+	swarm_spi_end(&spi);
+	MemoryContextSwitchTo(upload->context);
 }
 
 /* swarm_upload_finish: every file has its outcome. */
@@ -249,6 +335,7 @@ swarm_upload_prune(TimestampTz before)
 					  "SELECT id FROM swarm._s3_batch b WHERE coalesce(finished_at, created_at) < $1 "
 					  "AND NOT EXISTS (SELECT FROM swarm._job j WHERE j.id = b.job) "
 					  "AND NOT EXISTS (SELECT FROM swarm._s3_file f WHERE f.batch = b.id AND f.upload_id IS NOT NULL) "
+					  "AND NOT EXISTS (SELECT FROM swarm._s3_left l WHERE l.batch = b.id) "
 					  "FOR UPDATE SKIP LOCKED)", 1, types, values, NULL);
 	swarm_spi_end(&spi);
 }

@@ -5,6 +5,7 @@
 #include "postgres.h"
 
 #include "access/xlog.h"
+#include "common/string.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
@@ -104,7 +105,9 @@ put_process(ReturnSetInfo *rsinfo, const char *role, int pid, Oid database,
 			for (int i = 7; i <= 13; i++)
 				nulls[i] = false;
 			nulls[12] = nulls[13] = !has_privs_of_role(GetUserId(), slot->owner);
-			nulls[13] |= slot->message[0] == '\0';
+			/* the encoding of another database may be another one */
+			nulls[13] |= slot->message[0] == '\0' ||
+				(database != MyDatabaseId && !pg_is_ascii(slot->message));
 		}
 		if (slot->chore != NULL)
 		{

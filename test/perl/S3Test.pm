@@ -8,13 +8,16 @@ use warnings;
 
 use Exporter 'import';
 use File::Basename;
+use HTTP::Tiny;
 use JSON::PP;
+use POSIX ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use SwarmTest;
 
-our @EXPORT = qw(s3_start s3_stop s3_server s3_rules s3_log s3_clear s3_objects s3_parts s3_part_files s3_max wait_log result go files_sql);
+our @EXPORT = qw(s3_start s3_stop s3_server s3_rules s3_log s3_clear s3_objects s3_parts s3_part_files s3_max wait_log result go files_sql
+  http signed);
 
 # s3_start(PORT, ENVIRONMENT): {dir, pid, port, url}
 sub s3_start
@@ -82,6 +85,29 @@ sub files_sql
 	my ($n, $source) = @_;
 
 	return "(SELECT array_agg(swarm.s3_file('f' || i, $source)) FROM generate_series(1, $n) i)";
+}
+
+# http(METHOD, URL, BODY, HEADERS): the status, and the body of the answer
+sub http
+{
+	my ($method, $target, $body, $headers) = @_;
+	my $answer = HTTP::Tiny->new->request($method, $target, { content => $body // '', headers => $headers || {} });
+
+	return wantarray ? ($answer->{status}, $answer->{content}) : $answer->{status};
+}
+
+# signed(NODE, URL, ACCESS KEY, METHOD, PATH, PARAMETER): what the extension has no function for
+sub signed
+{
+	my ($node, $url, $access, $method, $path, $parameter) = @_;
+	my $hash = 'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855';
+	my $stamp = POSIX::strftime('%Y%m%dT%H%M%SZ', gmtime);
+	my $query = $parameter ? "{\"$parameter\": \"\"}" : '{}';
+	my $host = $url =~ s,^http://,,r;
+	my $header = $node->safe_psql('postgres', "SELECT authorization_header FROM swarm._s3_sign('$method', '$path', '$query', '{\"host\": \"$host\", \"x-amz-content-sha256\": \"$hash\", \"x-amz-date\": \"$stamp\"}', '$hash', '$stamp', 'us-east-1', '$access', 'SKTEST')");
+
+	return http($method, "$url$path" . ($parameter ? "?$parameter=" : ''), '',
+		{ authorization => $header, 'x-amz-content-sha256' => $hash, 'x-amz-date' => $stamp });
 }
 
 # result(NODE, SQL): of s3_wait() or s3_upload_sync(), decoded

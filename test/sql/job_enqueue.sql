@@ -59,6 +59,7 @@ ROLLBACK;
 SELECT swarm.job_enqueue('absent');
 SELECT swarm.job_enqueue('job_enqueue', queue => 'absent');
 SELECT swarm.job_enqueue('job_enqueue', timeout => '0');
+SELECT swarm.job_enqueue_many('[{"kind": "job_enqueue", "depends_on": 1}]');
 SELECT swarm.job_enqueue(NULL);
 \set VERBOSITY sqlstate
 -- queues

@@ -91,6 +91,8 @@ SELECT swarm.handler_register('job_run_h', 'job_run.f', NULL, '0 s');
 SELECT swarm.handler_register('job_run_h', 'job_run.f', NULL, '178000000 years');
 SELECT swarm.handler_drop('job_run_h');
 SELECT swarm.handler_drop('sql');
+SELECT swarm.handler_drop('s3_upload');
+SELECT swarm.handler_register('s3_upload', NULL);
 \set VERBOSITY terse
 
 ---- Kind sql

@@ -8,6 +8,7 @@ CREATE SEQUENCE memory_cached.calls;
 CREATE FUNCTION memory_cached.total() RETURNS jsonb LANGUAGE sql
     AS $$ SELECT swarm.cached('c', 'total', 'SELECT sum(v) AS s FROM memory_cached.t', tables => '{memory_cached.t}') $$;
 SELECT memory_cached.total();
+SELECT swarm.cached('c', 'total', NULL);
 SELECT swarm.cache_watch('memory_cached.w');
 SELECT swarm.cache_watch('memory_cached.t'), swarm.cache_watch('memory_cached.t');
 SELECT memory_cached.total();

@@ -107,6 +107,7 @@ DROP TABLE only_admin;
 SELECT swarm.namespace_create('r/admin');
 SELECT swarm.namespace_create(n) FROM unnest(ARRAY['', '/a', 'a/', 'a//b', E'a\nb', repeat('x', 201), NULL]) n LIMIT 1;
 SELECT swarm.namespace_create('a//b');
+SELECT swarm.namespace_create(NULL);
 SELECT swarm.namespace_create(E'a\nb');
 SELECT swarm.namespace_create(repeat('x', 201));
 SELECT swarm.namespace_create('r/x', default_ttl => '0 s');

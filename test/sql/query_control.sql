@@ -92,6 +92,7 @@ SELECT swarm.query_start('sql', 'SELECT 1', permission_mode => 'sudo');
 SELECT swarm.query_start('sql', 'SELECT 1', metadata => '[]');
 SELECT swarm.query_start('sql', 'SELECT 1', budget => '100');
 SELECT swarm.query_control('explode', :id);
+SELECT swarm.query_control('explode');
 SELECT swarm.query_control('pause');
 SELECT swarm.query_control('list', params => '["include_history"]');
 SELECT swarm.query_control('pause', :id, '"now"');

@@ -13,6 +13,8 @@ SELECT swarm.rule_create('bad', 1, '1', 'pause');
 SELECT swarm.rule_create('bad', 1, 'true', 'explode');
 SELECT swarm.rule_drop('runaway-query-termination');
 SELECT swarm.rule_enable('none');
+SELECT swarm.rule_enable(NULL);
+SELECT swarm.rule_enable('runaway-query-termination', NULL);
 SELECT swarm.optimizer_stop();
 
 -- A query that waits for approval is left alone by the scheduler, so that rules have what they need.

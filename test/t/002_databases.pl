@@ -126,5 +126,16 @@ once_each($node, 300, '... each once');
 is(sql_error($node, 'DROP DATABASE kept'), '', 'the last DROP DATABASE');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM swarm.health() WHERE NOT ok'), '0', 'health() has no complaint');
 
+# What a job says of itself is text in the encoding of its database.
+$node->safe_psql('postgres', q{CREATE DATABASE narrow TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'});
+$node->safe_psql('narrow', 'CREATE EXTENSION pg_swarm');
+$node->safe_psql('narrow', q{
+CREATE FUNCTION say(job swarm.job) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN PERFORM swarm.job_progress(0.5, job.args ->> 'say'); PERFORM pg_sleep(600); END $$;
+SELECT swarm.handler_register('say', 'say'); SELECT swarm.job_enqueue('say', jsonb_build_object('say', 'caf' || chr(233)))});
+poll_ok($node, q{SELECT message = 'caf' || chr(233) FROM swarm.workers WHERE database = 'narrow' AND job IS NOT NULL}, 'what a job says is seen in its database', 't', 'narrow');
+is($node->safe_psql('postgres', q{SELECT count(*), count(message) FROM swarm.workers WHERE database = 'narrow' AND job IS NOT NULL}), '1|0', '... not in one where it may be no text');
+$node->safe_psql('postgres', 'DROP DATABASE narrow');
+
 $node->stop;
 done_testing();

@@ -201,13 +201,31 @@ WHERE c.relnamespace = 'swarm'::regnamespace AND c.relkind IN ('v', 'c') AND a.a
 X
 is_deeply([ grep { my $c = s/.*\.//r; $reference !~ /`$c`/ } @columns ], [], 'columns of views and types are mentioned');
 
-# Links lead somewhere
+# Links lead somewhere, and README.md to every page of the reference
+# anchors(FILE): what "#..." of a link can name: its headings, as GitHub writes them
+sub anchors
+{
+	my $text = slurp_file("$top/$_[0]") =~ s/^```.*?^```//gmsr;
+
+	return map { lc(s/\[([^\]]*)\]\([^)]*\)/$1/gr =~ s/[^\w\- ]//gr =~ s/\s+$//r) =~ tr/ /-/r } $text =~ /^#+ +(.*)$/mg;
+}
+
 foreach my $file (@pages, map { s,^\Q$top\E/,,r } glob "$top/src/README.md $top/src/*/README.md")
 {
-	my @links = grep { !/^(https?:|#)/ } slurp_file("$top/$file") =~ /\]\(([^)\s]+)\)/g;
+	my @wrong;
 
-	is(join(' ', grep { !-e "$top/" . dirname($file) . '/' . s/#.*//r } @links), '', "$file: links lead to files");
+	foreach my $link (grep { !/^https?:/ } slurp_file("$top/$file") =~ /\]\(([^)\s]+)\)/g)
+	{
+		my ($path, $anchor) = split /#/, $link;
+		my $target = $path ? dirname($file) . "/$path" : $file;
+
+		push @wrong, $link
+		  if !-e "$top/$target" || defined $anchor && !grep { $_ eq $anchor } anchors($target);
+	}
+	is("@wrong", '', "$file: links lead to files and headings");
 }
+my $readme = slurp_file("$top/README.md");
+is_deeply([ grep { m,^docs/reference/, && $readme !~ /\(\Q$_\E\)/ } @pages ], [], 'README.md leads to all of the reference');
 
 $node->stop;
 done_testing();

@@ -22,6 +22,21 @@ sub more
 	return "INSERT INTO $t SELECT i, vec(i) FROM generate_series($from, $id) i;";
 }
 
+# --- by many processes, of which some stop in the middle ---
+
+# Who comes to a node by a higher level while it still links back there may be
+# the first to link to it on the lowest.
+$node->safe_psql('postgres', q{
+CREATE TABLE crowd (e real[]) WITH (parallel_workers = 8);
+INSERT INTO crowd SELECT ARRAY(SELECT (hashint4(i * 8 + j) % 1000)::real FROM generate_series(1, 8) j) FROM generate_series(1, 40000) i});
+is($node->safe_psql('postgres', q{
+SET max_parallel_maintenance_workers = 8;
+CREATE INDEX crowd_e ON crowd USING qhnsw (e) WITH (m = 4, ef_construction = 4);
+SELECT * FROM swarm.qhnsw_check('crowd_e', false);
+} . "REINDEX INDEX crowd_e; SELECT * FROM swarm.qhnsw_check('crowd_e', false);\n" x 9), '',
+	'builds by many processes leave no problem');
+$node->safe_psql('postgres', 'DROP TABLE crowd');
+
 # --- concurrently ---
 
 $node->safe_psql('postgres', 'CREATE SEQUENCE ids START 1000001');

@@ -103,6 +103,15 @@ jobs_end($node, 'open again, its jobs end', 'closed');
 poll_ok($node, 'SELECT count(*) FROM swarm.health() WHERE NOT ok', '... and health() has no complaint', '0', 'closed');
 finish_psql($inside);
 
+# Time limits of sessions are none of jobs.
+my @limits = (qw(statement_timeout lock_timeout idle_in_transaction_session_timeout), $node->pg_version >= 17 ? 'transaction_timeout' : ());
+$node->append_conf('postgresql.conf', "$_ = '200ms'") foreach @limits;
+$node->restart;
+my $slow = $node->safe_psql('postgres', q{SELECT swarm.job_enqueue('sql', '{"sql": "SELECT pg_sleep(1)"}')});
+jobs_end($node, 'a job that takes longer than sessions may');
+is($node->safe_psql('postgres', "SELECT state, attempts FROM swarm.jobs WHERE id = $slow"), 'completed|1', '... at its first attempt');
+$node->append_conf('postgresql.conf', "$_ = 0") foreach @limits;
+
 # One that becomes open, or gets the right name, when the server runs.
 $node->safe_psql('postgres', q{
 ALTER DATABASE closed ALLOW_CONNECTIONS false;

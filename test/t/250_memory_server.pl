@@ -127,6 +127,21 @@ is(finish_psql($one), "1\n", 'who waits is woken without a cache');
 $node->append_conf('postgresql.conf', 'pg_swarm.cache_size = 100MB');
 $node->restart;
 
+# That a prepared transaction has ended is told to its own database, also when a session of another one looks first.
+$node->safe_psql('postgres', q{SELECT swarm.namespace_create('two', max_entries => 2); SELECT swarm.memory_store('two', k, '1') FROM unnest('{a,b}'::text[]) k});
+$node->safe_psql('postgres', q{BEGIN; SELECT swarm.memory_delete('two', 'a'); PREPARE TRANSACTION 'ended'});
+$node->safe_psql('postgres', 'CREATE DATABASE second');
+$node->safe_psql('second', 'CREATE EXTENSION pg_swarm');
+$node->safe_psql('second', q{BEGIN; SELECT swarm.memory_store('default', 'k', '1'); PREPARE TRANSACTION 'other'});
+$node->safe_psql('postgres', q{SELECT swarm._fault_arm('memory.ended', 'wait')});
+my $ending = start_psql($node, q{COMMIT PREPARED 'ended'});
+poll_ok($node, q{SELECT count(*) FROM pg_prepared_xacts}, 'a prepared transaction has ended, but not its session', '1');
+$node->safe_psql('second', q{COMMIT PREPARED 'other'});
+$node->safe_psql('postgres', 'SELECT swarm._fault_arm(NULL)');
+is(finish_psql($ending), '', '... while one of another database ends');
+is($node->safe_psql('postgres', q{SELECT swarm.memory_store('two', 'c', '1')}), '1', '... what it has removed does not count any more');
+$node->safe_psql('postgres', 'DROP DATABASE second');
+
 # DROP and CREATE: nothing of the old ones, not even from the cache.
 $node->safe_psql('postgres', q{SELECT swarm.memory_store('default', 'k', '"old"'), swarm.memory_get('default', 'k'), swarm.namespace_create('e', embed => true)});
 is($node->safe_psql('postgres', q{SELECT swarm.memory_get('default', 'k'); DROP EXTENSION pg_swarm; CREATE EXTENSION pg_swarm; SELECT swarm.memory_get('default', 'k') IS NULL}),

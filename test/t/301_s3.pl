@@ -223,4 +223,5 @@ like($r->{files}[0]{path}, qr/^uploads\/\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d_f1$/, '..
 
 s3_stop($s3);
 $node->stop;
+unlike(slurp_file($node->logfile), qr/reference leak|resource was not closed/, 'nothing was left open');
 done_testing();

@@ -4,8 +4,6 @@ use strict;
 use warnings;
 
 use File::Basename;
-use HTTP::Tiny;
-use POSIX ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -45,6 +43,7 @@ X
 my $url = "http://127.0.0.1:$port";
 my $seconds = $PostgreSQL::Test::Utils::timeout_default;
 
+sub ceph { return signed($node, $url, 'AKTEST', @_); }
 sub sql { my ($sql) = @_; return $node->safe_psql('postgres', $sql); }
 sub status { my ($b) = @_; return result($node, "SELECT swarm.s3_wait($b, '$seconds s')"); }
 # the bytes of an object, as md5 and length
@@ -55,7 +54,7 @@ s3_server($node, 'wrong', $url, '', 'WRONGSECRET');
 s3_server($node, 'nobody', $url);
 sql(q{ALTER USER MAPPING FOR PUBLIC SERVER nobody OPTIONS (SET access_key_id 'NOBODY')});
 
-is(scalar(signed('PUT', '/docs')), 200, 'a bucket');
+is(scalar(ceph('PUT', '/docs')), 200, 'a bucket');
 
 # Twenty at a time, byte for byte
 my $r = status(sql("SELECT swarm.s3_upload('ceph', 'docs', " . files_sql(20, q{convert_to(repeat('file ' || i, 20000), 'UTF8')}) . ')'));
@@ -134,7 +133,7 @@ ok(crash_is_over($node, $n), 'a runner is killed while it sends parts');
 is(status($b)->{status}, 200, '... the next one ends well');
 is(sql(q{SELECT count(*) FROM large WHERE id > 4 AND body = swarm.s3_get('ceph', 'docs', 'killed/' || id)}), '3', '... the objects are whole');
 jobs_end($node, '... no job is left');
-my ($code, $uploads) = signed('GET', '/docs', 'uploads');
+my ($code, $uploads) = ceph('GET', '/docs', 'uploads');
 is("$code " . ($uploads =~ /<Upload>/ || 0), '200 0', '... and no multipart upload');
 
 # A gateway that takes two requests at a time and answers SlowDown to the others:
@@ -147,7 +146,7 @@ s3_server($node, 'slow', $url);
 $node->append_conf('postgresql.conf', "pg_swarm.net_max_attempts = 50\npg_swarm.net_breaker_failures = 1000\npg_swarm.net_backoff_max = '1s'");
 $node->restart;
 my $made;
-for (1 .. 50) { $made = signed('PUT', '/docs'); last if $made == 200; }
+for (1 .. 50) { $made = ceph('PUT', '/docs'); last if $made == 200; }
 is($made, 200, 'a bucket of a busy gateway');
 $r = status(sql("SELECT swarm.s3_upload('slow', 'docs', " . files_sql(20, q{convert_to(repeat('file ' || i, 20000), 'UTF8')}) . ')'));
 is("$r->{status} $r->{count}", '200 20', '... takes twenty files') or diag explain $r;
@@ -155,25 +154,3 @@ is(sql("SELECT requests - slowdowns FROM swarm.s3_endpoints WHERE endpoint = '$u
 
 $node->stop;
 done_testing();
-
-# http(METHOD, URL, BODY, HEADERS): the status, and the body of the answer
-sub http
-{
-	my ($method, $target, $body, $headers) = @_;
-	my $answer = HTTP::Tiny->new->request($method, $target, { content => $body // '', headers => $headers || {} });
-
-	return wantarray ? ($answer->{status}, $answer->{content}) : $answer->{status};
-}
-
-# signed(METHOD, PATH, PARAMETER): what the extension has no function for
-sub signed
-{
-	my ($method, $path, $parameter) = @_;
-	my $hash = 'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855';
-	my $stamp = POSIX::strftime('%Y%m%dT%H%M%SZ', gmtime);
-	my $query = $parameter ? "{\"$parameter\": \"\"}" : '{}';
-	my $header = sql("SELECT authorization_header FROM swarm._s3_sign('$method', '$path', '$query', '{\"host\": \"127.0.0.1:$port\", \"x-amz-content-sha256\": \"$hash\", \"x-amz-date\": \"$stamp\"}', '$hash', '$stamp', 'us-east-1', 'AKTEST', 'SKTEST')");
-
-	return http($method, "$url$path" . ($parameter ? "?$parameter=" : ''), '',
-		{ authorization => $header, 'x-amz-content-sha256' => $hash, 'x-amz-date' => $stamp });
-}

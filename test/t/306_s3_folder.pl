@@ -128,6 +128,38 @@ foreach my $format (qw(csv text binary json))
 		SELECT count(*), sum(id), min(e::text), bool_and(t = E'a,"\\n' || id) FROM t_$format}), "1000\n1000|500500|{1,0.5}|t", "export and import: $format");
 }
 
+# Rows as JSON take the memory of some of them, whatever their number: here 20 MB in all.
+sql(q{CREATE FUNCTION memory() RETURNS bigint LANGUAGE sql VOLATILE AS 'SELECT sum(total_bytes)::bigint FROM pg_backend_memory_contexts';
+	CREATE TABLE lines (i int, x text, m bigint);
+	CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.m := memory(); RETURN NEW; END';
+	CREATE TRIGGER note BEFORE INSERT ON lines FOR EACH ROW WHEN (NEW.i % 400 = 0) EXECUTE FUNCTION note()});
+sql(q{SELECT FROM swarm.s3_export('folder', 'docs', 'out/memory', 'SELECT i, repeat(''x'', 10000) AS x, CASE WHEN i % 400 = 0 THEN memory() END AS m FROM generate_series(1, 2000) i', 'json');
+	SELECT swarm.s3_import('folder', 'docs', 'out/memory', 'lines', 'json')});
+is(sql('SELECT count(m), max(m) - min(m) < 8000000 FROM lines'), '5|t', 'an import of JSON lines does not collect them');
+sql('DROP TRIGGER note ON lines; TRUNCATE lines');
+sql(q{SELECT swarm.s3_import('folder', 'docs', 'out/memory', 'lines', 'json')});
+is(sql('SELECT count(m), max(m) - min(m) < 8000000 FROM lines'), '5|t', '... nor does an export');
+
+# While an object is fetched, what its target allows may change.
+sql(q{CREATE ROLE importer; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA swarm TO importer; GRANT USAGE ON FOREIGN SERVER folder TO importer; CREATE TABLE target (id int, e real[], t text)});
+foreach my $change ('REVOKE INSERT ON target FROM importer', 'ALTER TABLE target ENABLE ROW LEVEL SECURITY')
+{
+	sql("GRANT INSERT ON target TO importer; SELECT swarm._fault_arm('net.turn', 'wait')");
+	my $psql = start_psql($node, undef);
+	my $pid = say_psql($psql, 'SELECT pg_backend_pid();');
+	$psql->{in} .= "SET ROLE importer; SELECT swarm.s3_import('folder', 'docs', 'out/t.csv', 'target');\n\\q\n";
+	$psql->{run}->pump_nb;
+	poll_ok($node, "SELECT wait_event FROM pg_stat_activity WHERE pid = $pid", 'an object is being fetched', 'Extension');
+	sql("$change; SELECT swarm._fault_arm(NULL)");
+	finish_psql($psql);
+	is(sql('SELECT count(*) FROM target'), '0', "... $change: nothing is imported");
+}
+
+# All there is, and numbers as the server reads them
+is(sql(q{SELECT convert_from(swarm.s3_get('folder', 'list', 'a0', 2, 9223372036854775807), 'UTF8')}), 'her', 'a length beyond all');
+sql("CREATE SERVER hex FOREIGN DATA WRAPPER swarm_s3 OPTIONS (endpoint 'file://$folder', max_parallel '0x8')");
+is(sql(q{SET statement_timeout = '60s'; SELECT length(swarm.s3_get('hex', 'list', 'a0'))}), '5', 'max_parallel in hexadecimal');
+
 # Nothing outside of the folder
 mkdir "$top/outside";
 append_to_file("$top/outside/secret", 'secret');

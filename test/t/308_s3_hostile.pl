@@ -35,6 +35,17 @@ $r = status(sql("SELECT swarm.s3_upload('fake', 'docs', ARRAY[swarm.s3_file('a',
 is("$r->{status} $r->{failed}[0]{code}", '500 UnexpectedAnswer', 'an upload id of such bytes');
 is(sql('SELECT count(*) FROM swarm._s3_file WHERE upload_id IS NOT NULL'), '0', '... is not stored');
 
+s3_clear($s3);
+sql(q{SELECT FROM swarm.s3_upload_sync('fake', 'docs', ARRAY[swarm.s3_file('a', 'x'::bytea)])});
+s3_rules($s3, { match => '^GET ', class => 'ff41c0' });
+sql_fails($node, q{SELECT storage_class FROM swarm.s3_list('fake', 'docs')}, qr/22021/, 'a storage class of such bytes');
+s3_clear($s3);
+
+# An error that does not fit is cut between characters: the first of these would be cut inside of one.
+$r = sql(q{SELECT swarm.s3_upload('fake', 'docs', (SELECT array_agg(swarm.s3_file('cut/' || i, swarm.from_query(format('SELECT %L::int', repeat('x', i) || repeat('ä', 300))))) FROM generate_series(0, 1) i))});
+jobs_end($node, 'a batch of queries that fail');
+is(sql("SELECT bool_and(length(convert_from(convert_to(error, 'UTF8'), 'UTF8')) > 100 AND octet_length(error) >= 254) FROM swarm._s3_file WHERE batch = $r"), 't', '... an error is cut between characters');
+
 # An answer that does not say where it ends may have been cut.
 s3_clear($s3);
 sql(q{SELECT FROM swarm.s3_upload_sync('fake', 'docs', ARRAY[swarm.s3_file('a', 'abcdef'::bytea)])});
@@ -96,6 +107,49 @@ like(sql("SET ROLE heir; SELECT swarm.s3_wait($b) ->> 'status', (SELECT count(*)
 sql_fails($node, "SET ROLE member; SELECT swarm.s3_$_($b)", qr/42704/, "... by others not: s3_$_") foreach 'wait', 'cancel', 'retry';
 is(sql("SET ROLE member; SELECT count(*) FROM swarm.s3_batches"), '0', '... nor in the view');
 is(sql("SET ROLE member; SELECT count(*) FROM swarm.s3_files"), '0', '... of files neither');
+
+# Who inherits it, or is a superuser, has its batches sent again: with its rights, not with his own.
+foreach my $set ('SET ROLE heir;', '')
+{
+	s3_clear($s3);
+	s3_rules($s3, { match => '^PUT ', status => 403, code => 'AccessDenied' });
+	$b = (split /\n/, sql(q{SET ROLE app; SELECT swarm.s3_upload('fake', 'docs', ARRAY[swarm.s3_file('who', swarm.from_query('SELECT current_user'))])}))[-1];
+	is(status($b)->{status}, 500, 'a batch of the role fails');
+	s3_clear($s3);
+	is((split /\n/, sql("$set SELECT swarm.s3_retry($b)"))[-1], '1', "... \"$set\" has it sent again");
+	is(status($b)->{status}, 200, '... which succeeds');
+	is(s3_objects($s3)->{'docs/who'}, "app\n", '... as its owner');
+}
+sql('REVOKE USAGE ON FOREIGN SERVER fake FROM app');
+sql_fails($node, "SELECT swarm.s3_retry($b)", qr/42501/, '... if he may still use the server');
+sql('GRANT USAGE ON FOREIGN SERVER fake TO app');
+
+# A session that is terminated takes back what it has under way, and no more.
+s3_clear($s3);
+s3_rules($s3, { match => '^GET ', wait => 1 });
+my @sessions = map { start_psql($node, undef) } 1, 2;
+my @pids = map { say_psql($_, 'SELECT pg_backend_pid();') } @sessions;
+foreach (@sessions)
+{
+	$_->{out} = '';
+	$_->{in} .= "SELECT length(swarm.s3_get('fake', 'docs', 'who'));\n\\q\n";
+	$_->{run}->pump_nb;
+}
+poll_ok($node, 'SELECT sum(running) FROM swarm._s3_endpoints()', 'two sessions wait for a server', '2');
+sql("SELECT pg_terminate_backend($pids[0], 60000)");
+is(sql('SELECT sum(running) FROM swarm._s3_endpoints()'), '1', '... one is terminated: the other is counted');
+
+# The record of an endpoint that is busy is not given away while others are idle.
+sql(q{DO $$ BEGIN FOR i IN 1 .. 80 LOOP
+	EXECUTE format('CREATE SERVER many_%s FOREIGN DATA WRAPPER swarm_s3 OPTIONS (endpoint %L)', i, 'http://127.0.0.1:' || i);
+	EXECUTE format('CREATE USER MAPPING FOR PUBLIC SERVER many_%s OPTIONS (access_key_id ''a'', secret_access_key ''b'')', i);
+	PERFORM swarm.s3_presign(('many_' || i)::name, 'docs', 'a');
+END LOOP; END $$});
+is(sql("SELECT running FROM swarm._s3_endpoints() WHERE endpoint = '$s3->{url}'"), '1', 'eighty endpoints later it is known still');
+go($s3);
+is(finish_psql($sessions[1]), "4\n", '... and answers');
+finish_psql($sessions[0]);
+s3_clear($s3);
 
 # Few descriptors: files wait for one another, none fails.
 s3_clear($s3);

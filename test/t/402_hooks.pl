@@ -178,6 +178,82 @@ is(sql(q{SELECT detail FROM swarm.agent_activity WHERE event = 'hook'}), 'before
 my ($rc, $out, $err) = $node->psql('postgres', q{SELECT swarm.agent_type_create('{"name": "x", "capabilities": [], "handler": "public.work", "hooks": {"before_task": "public.none"}}')});
 like($err, qr/hooks: function public.none\(jsonb\) does not exist/, 'a hook of a type must exist');
 
+# Hooks around many agents of one call share a subtransaction as long as they go well, which nobody may notice: rights,
+# settings, refusals, failures, time limits and what they see are those of a single call.
+$node->safe_psql('postgres', <<'X');
+CREATE ROLE other;
+GRANT EXECUTE ON FUNCTION swarm.hook_create TO other;
+CREATE TABLE calls (n serial, who name, name text, sees text);
+GRANT SELECT, INSERT ON calls TO other;
+GRANT USAGE ON SEQUENCE calls_n_seq TO other;
+CREATE FUNCTION note(hook jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO public.calls (who, name, sees) VALUES (current_user, hook->'data'->>'name', coalesce(nullif(current_setting('my.note', true), ''), '-'));
+    PERFORM set_config('my.note', 'left', false), set_config('work_mem', '1MB', false);
+    IF hook->'data'->'metadata' ? 'raise' THEN RAISE 'raised'; END IF;
+    RETURN CASE WHEN hook->'data'->'metadata' ? 'veto' THEN '{"veto": "it is refused"}'::jsonb END;
+END $$;
+CREATE FUNCTION note_sql(hook jsonb) RETURNS jsonb LANGUAGE sql AS $$
+INSERT INTO public.calls (who, name, sees) VALUES (current_user, hook->>'phase', (SELECT count(*) FROM public.calls));
+SELECT NULL::jsonb
+$$;
+CREATE FUNCTION sleepy(hook jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+    IF hook->'data'->'metadata' ? 'sleep' THEN PERFORM pg_sleep(3600); END IF;
+    RETURN NULL;
+END $$;
+SELECT swarm.hook_create('agent_spawn', 'before', 'note', 10, '1 min');
+SET ROLE other;
+SELECT swarm.hook_create('agent_spawn', 'before', 'note_sql', 5, '1 min'), swarm.hook_create('agent_spawn', 'after', 'note_sql', 0, '1 min');
+X
+my $spawns = 0;
+sub many
+{
+	my (@metadata) = @_;
+	my $i = 0;
+
+	$spawns++;
+	return "SELECT string_agg(left(name, 1) || ' ' || coalesce(error, status), ', ' ORDER BY agent_id, name) FROM swarm.agent_spawn('["
+	  . join(', ', map { sprintf '{"type": "hooked", "name": "%s%d", "metadata": {%s}}', ('a' .. 'z')[$i++], $spawns, $_ ne '' ? qq("$_": 1) : '' } @metadata)
+	  . "]', timeout => '$wait s')";
+}
+sub calls
+{
+	my ($want, $name) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	is(sql(q{SELECT string_agg(CASE who WHEN 'other' THEN '' ELSE '!' END || name || ':' || sees, ' ' ORDER BY n) FROM calls}), $want, $name);
+	sql('TRUNCATE calls');
+}
+sub counted { return sql(q{SELECT string_agg(concat_ws(' ', phase, calls, failures, vetoes, timeouts), ', ' ORDER BY priority DESC) FROM swarm.hook_stat}) }
+is(sql(many('', 'veto', '')), 'a spawned, c spawned, b hook: it is refused', 'a hook refuses one agent of three');
+calls('!a1:- before:1 !b1:- !c1:- before:4 after:5 after:6 after:7', '... the others are called for the others, by their owners, and see what was done');
+is(counted(), 'before 3 0 1 0, before 2 0 0 0, after 3 0 0 0', '... and counted once');
+is(sql(many('', '', 'raise', '')), 'a spawned, b spawned, c spawned, d spawned', 'a hook fails for one of four');
+calls('!a2:- before:1 !b2:- before:3 before:4 !d2:- before:6 after:7 after:8 after:9 after:10', '... only what that call has done is gone');
+is(counted(), 'before 7 1 1 0, before 6 0 0 0, after 7 0 0 0', '... and it is counted as one');
+is(sql(many('raise', '') . '; SHOW work_mem; ' . many('', 'veto', 'raise')), "a spawned, b spawned\n4MB\na spawned, c spawned, b hook: it is refused", 'one that fails again in the same session');
+calls('before:0 !b3:- before:2 after:3 after:4 !a4:- before:6 !b4:- before:8 after:9 after:10 after:11', '... is as if it were called alone');
+is(counted(), 'before 12 3 2 0, before 10 0 0 0, after 12 0 0 0', '... and counted so');
+sql(q{SELECT swarm.hook_create('agent_spawn', 'before', 'sleepy', 7, '100 ms')});
+is(sql(many('', 'sleep', '')), 'a spawned, b spawned, c spawned', 'a hook runs too long for one of three');
+calls('!a5:- before:1 !b5:- before:3 !c5:- before:5 after:6 after:7 after:8', '... which harms no other');
+is(sql(q{SELECT calls, timeouts > 0 FROM swarm.hook_stat WHERE handler = 'public.sleepy'}), '3|t', '... and is counted');
+is(sql(q{SELECT swarm._hook_run_all(10, 'agent_spawn', 'before', '{}'), swarm._hook_run_all(10, 'agent_spawn', 'before', ARRAY['{"metadata": {"veto": 1}}', NULL]::jsonb[])}), '{}|{"it is refused",NULL}', 'none, and null, are operations, too');
+# a limit of the type counts who was not refused
+my $most = 2 + sql(q{SELECT count(*) FROM swarm.agents WHERE type = 'hooked'});
+sql(qq[SELECT swarm.agent_type_create('{"name": "hooked", "capabilities": ["h"], "handler": "public.work", "max_concurrency": $most}')]);
+is(sql(many('veto', '', '')), 'b spawned, c spawned, a hook: it is refused', 'a refused one leaves its place to the next');
+# the session is cancelled in the middle of them
+sql(q{SELECT swarm.hook_drop(id) FROM swarm.hook_stat WHERE handler = 'public.sleepy'; SELECT swarm.hook_create('agent_spawn', 'before', 'sleepy', 7, '1 hour')});
+sql(q{SELECT swarm.agent_type_create('{"name": "hooked", "capabilities": ["h"], "handler": "public.work"}')});
+my $busy = start_psql($node, many('', 'sleep', '') . ";\n" . many('', ''));
+poll_ok($node, q{SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'}, 'a hook sleeps', '1');
+sql(q{SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'});
+like(finish_psql($busy), qr/\Aa spawned, b spawned\n.*canceling statement due to user request/s, 'a cancellation ends the call, and not the session');
+is(sql("SELECT count(*) FROM swarm.agents WHERE name ~ '[a-c]" . ($spawns - 1) . "\$'"), '0', '... and nothing is left of it');
+sql(q{SELECT swarm.hook_drop(id) FROM swarm.hook_stat});
+
 # What a budget of a type allows an agent a day; from noon on, so that no day ends meanwhile.
 sql(q{SELECT swarm._clock_advance(date_trunc('day', now(), 'UTC') + '36 hours' - now())});
 $node->safe_psql('postgres', <<'X');

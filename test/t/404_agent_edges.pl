@@ -114,8 +114,33 @@ is(sql(q{SELECT string_agg(name, ',' ORDER BY name) FROM swarm.agent_activity WH
 is(sql('SELECT count(*) FROM swarm.agent_messages WHERE escalate_at IS NOT NULL'), '0', '... once');
 sql('SELECT swarm._clock_advance(NULL)');
 
+# So is one to all, when none of them answers: to those that are linked since, or to who has asked
+sub ask_all { my ($what) = @_; return sql('SELECT swarm.agent_message(' . id('asker') . ", NULL, 'request-help', '\"$what\"')"); }
+sub escalated { my ($message) = @_; return sql("SELECT string_agg(a.name || ' ' || (m.body - 'message')::text, ',' ORDER BY a.name) FROM swarm.agent_messages m JOIN swarm.agents a ON a.id = m.to_agent WHERE m.kind = 'escalate' AND (m.body->>'message')::bigint = $message"); }
+my $answered = ask_all('fourth');
+is(sql("SELECT count(*), count(escalate_at), max(id) FILTER (WHERE escalate_at IS NOT NULL) FROM swarm.agent_messages WHERE body = '\"fourth\"'"), "3|1|$answered", 'a request to all wants one answer');
+sql('SELECT swarm.agent_message(' . id('lonely') . ', ' . id('asker') . q{, 'notify', '"was not asked"')});
+is(sql('SELECT id FROM swarm.agent_messages WHERE escalate_at IS NOT NULL'), $answered, '... which one of somebody else is not');
+sql('SELECT swarm.agent_message(' . id('silent') . ', ' . id('asker') . q{, 'notify', '"yes"')});
+is(sql('SELECT count(*) FROM swarm.agent_messages WHERE escalate_at IS NOT NULL'), '0', '... but that of any of them');
+$ignored = ask_all('fifth');
+sql(q{SELECT swarm._clock_advance('6 min')});
+poll_ok($node, 'SELECT count(*) FROM swarm.agent_messages WHERE escalate_at IS NOT NULL', 'one that nobody answers is escalated', '0');
+is(escalated($ignored), 'asker {"body": "fifth", "kind": "request-help", "agent": null}', '... to who has asked');
+is(sql("SELECT count(*) FROM swarm.agent_activity WHERE event = 'escalate' AND detail = 'none of 3 agents has answered message $ignored'"), '1', '... and recorded');
+$ignored = ask_all('sixth');
+sql("SELECT swarm.topology_create('team', 'star', ARRAY[" . join(', ', map { id($_) } 'asker', 'silent', 'kind', 'boss', 'lonely') . '])');
+sql(q{SELECT swarm._clock_advance('12 min')});
+poll_ok($node, 'SELECT count(*) FROM swarm.agent_messages WHERE escalate_at IS NOT NULL', 'the next one, too', '0');
+is(escalated($ignored), 'lonely {"body": "sixth", "kind": "request-help", "agent": null}', '... to one that came later');
+is(escalated($answered), '', 'the one that was answered is not');
+sql('SELECT swarm._clock_advance(NULL)');
+
 # Agents that have ended go with the history of jobs, and with them what hangs on them; not one for which a task waits.
-is(spawn('part', $_), 'spawned', "$_ comes") foreach 'gone1', 'gone2', 'needed', 'alive';
+sub sets { return sql(q{SELECT count(*) FROM swarm._agent_set WHERE 'rare' = ANY (capabilities)}) }
+my $rare = q{SELECT status FROM swarm.agent_spawn('[{"type": "part", "name": "gone2", "capabilities": ["rare"]}]', timeout => '} . "$wait s')";
+is(spawn('part', $_), 'spawned', "$_ comes") foreach 'gone1', 'needed', 'alive';
+is(sql($rare), 'spawned', 'gone2 comes, with capabilities that no other has');
 sql("SELECT swarm.topology_create('both', 'ring', ARRAY[" . id('gone1') . ', ' . id('alive') . "]), swarm.topology_create('old', 'ring', ARRAY[" . id('gone1') . ', ' . id('gone2') . '])');
 $task = sql(q{SELECT swarm.task_submit('{"agent": "gone1", "task": {"n": 1}}')});
 is(sql("SELECT state FROM swarm.task_wait($task, '$wait s')"), 'done', 'a task of one');
@@ -126,12 +151,30 @@ sql("SELECT swarm.agent_stop(id) FROM swarm.agents WHERE name IN ('gone1', 'gone
 sql(q{SELECT swarm._clock_advance('6 days')});
 sql(q{SELECT swarm._agent_prune(swarm._now() - interval '7 days')});
 is(sql("SELECT count(*) FROM swarm.agents WHERE id IN ($ended, $kept)"), '4', 'agents that have ended stay for 7 days');
+is(sets(), '1', '... and the set of their capabilities');
+cmp_ok(sql('SELECT count(*) FROM swarm.spawn_batches'), '>', 0, '... and how they were spawned');
 sql(q{SELECT swarm._clock_advance('9 days')});
 poll_ok($node, "SELECT count(*) FROM swarm.agents WHERE id IN ($ended)", '... then they go', '0');
 is(sql("SELECT count(*) FROM swarm.agents WHERE id IN ($kept)"), '2', '... but not those that live or are needed');
 is(sql("SELECT count(*) FROM swarm._agent_event WHERE agent IN ($ended)"), '0', '... with what has happened to them');
 is(sql("SELECT string_agg(name, ',') FROM swarm._topology t WHERE name IN ('both', 'old')"), 'both', '... and topologies in which nobody is left');
 is(sql("SELECT count(*) FROM swarm._topology_member WHERE agent IN ($ended)"), '0', '... and their places in others');
+poll_ok($node, q{SELECT count(*) FROM swarm._agent_set WHERE 'rare' = ANY (capabilities)}, '... and the set of those capabilities', '0');
+is(sql('SELECT count(*) FROM swarm.spawn_batches'), '0', '... and how they were spawned');
+is(sql(q{SELECT count(*) FROM swarm.agent_messages WHERE kind = 'request-help'}), '0', 'messages of more than 7 days are gone');
+# one that is just spawned keeps an empty set
+is(sql($rare), 'spawned', 'one with those capabilities comes again');
+my $again = id('gone2');
+sql("DELETE FROM swarm._agent_event WHERE agent = $again; DELETE FROM swarm._agent WHERE id = $again");
+is(sets(), '1', 'the set is empty');
+say_psql($holder = start_psql($node, undef), "BEGIN; $rare;");
+my $locked = q{EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.relation = 'swarm._agent'::regclass AND l.mode = 'RowExclusiveLock' AND a.state = 'idle in transaction')};
+poll_ok($node, "SELECT $locked", 'another one is spawned', 't');
+sql(q{SELECT swarm._agent_prune(swarm._now() - interval '7 days')});
+say_psql($holder, 'COMMIT;');
+finish_psql($holder);
+is(sql(q{SELECT array_to_string(capabilities, ',') FROM swarm.agents WHERE name = 'gone2'}), 'part,rare', '... and is there, in its set');
+sql('SELECT swarm.agent_stop(' . id('gone2') . ')');
 my $gone = (split /,/, $ended)[0];
 sql_fails($node, "SELECT swarm.agent_resume($gone)", qr/42704: .*does not exist/, 'one that is gone does not exist');
 is(sql("SELECT swarm._agent_tell(NULL, $gone, 'notify', '1') IS NULL"), 't', 'a message of the extension to one that is gone is lost');

@@ -62,7 +62,7 @@ may_install() { [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null; }
 # need_packages NAME...: install those that are missing; where that is not
 # allowed, print the one line that does it and stop.
 need_packages() {
-	local p missing=()
+	local p failed='' missing=()
 	for p in "$@"; do
 		case $(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null) in
 			installed) ;;
@@ -78,8 +78,23 @@ need_packages() {
 	say "installing ${missing[*]}"
 	no_distro_cluster
 	apt_as_root update || say "apt-get update failed, going on with the lists that are here"
-	apt_as_root install -y --no-install-recommends "${missing[@]}" </dev/null ||
-		die "could not install ${missing[*]}"
+	no_services begin
+	apt_as_root install -y --no-install-recommends "${missing[@]}" </dev/null || failed=1
+	no_services end
+	[ -z "$failed" ] || die "could not install ${missing[*]}"
+}
+
+# no_services begin|end: in between, packages that are installed start no services,
+# unless the machine has already decided about that.
+no_services() {
+	local policy=/usr/sbin/policy-rc.d mark='# while pg_swarm installs packages' sudo=()
+	[ "$(id -u)" = 0 ] || sudo=(sudo -n)
+	if [ "$1" = begin ] && [ ! -e $policy ]; then
+		printf '#!/bin/sh\n%s\nexit 101\n' "$mark" | "${sudo[@]}" tee $policy >/dev/null
+		"${sudo[@]}" chmod 755 $policy
+	elif [ "$1" = end ] && grep -qxF "$mark" $policy 2>/dev/null; then
+		"${sudo[@]}" rm -f $policy
+	fi
 }
 
 # no_distro_cluster: keep postgresql-common from making and starting a cluster
