@@ -62,6 +62,7 @@ static void run(Run *r);
 static void next(Run *r);
 static bool take_turn(Run *r);
 static SwarmLlmServer *read_server(Run *r, char **outcome);
+static SwarmLlmServer *try_server(Run *r, const char *name, ErrorData **edata);
 static bool again(SwarmLlmRequest *request);
 static int64 flush_ms(int stored);
 static bool receive(Run *r);
@@ -275,44 +276,67 @@ again(SwarmLlmRequest *request)
 }
 
 /*
- * read_server: the server and the key of the current user.  NULL if it cannot
- * be used; *outcome says why.
+ * read_server: the server of a query, with the key of the current user; while its
+ * circuit breaker is open the fallback of its retry policy, if that can be
+ * used and speaks the same dialect.  NULL if the server cannot be used.
  */
 static SwarmLlmServer *
 read_server(Run *r, char **outcome)
 {
-	ResourceOwner owner = CurrentResourceOwner;
-	SwarmLlmServer *volatile server = NULL;
-	ErrorData  *edata = NULL;
+	ErrorData  *edata;
+	SwarmLlmServer *server = try_server(r, r->server, &edata);
+	SwarmLlmServer *other;
 	StringInfoData json;
 
+	if (server == NULL)
+	{
+		initStringInfo(&json);
+		appendStringInfoString(&json, "{\"state\": \"failed\", \"sent\": false, \"error\": ");
+		escape_json(&json, edata->message);
+		appendStringInfo(&json, ", \"sqlstate\": \"%s\"}", unpack_sql_state(edata->sqlerrcode));
+		*outcome = json.data;
+		return NULL;
+	}
+	if (server->policy.fallback == NULL || !swarm_net_endpoint_is_open(server->endpoint))
+		return server;
+	other = try_server(r, server->policy.fallback, &edata);
+	if (other == NULL)
+		ereport(WARNING,
+				(errmsg("fallback \"%s\" of server \"%s\" is not used: %s", server->policy.fallback,
+						server->name, edata->message)));
+	return other != NULL && other->dialect == server->dialect ? other : server;
+}
+
+/* try_server: in a subtransaction; NULL if it cannot be used, *edata says why. */
+static SwarmLlmServer *
+try_server(Run *r, const char *name, ErrorData **edata)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+	SwarmLlmServer *volatile server = NULL;
+
+	*edata = NULL;
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(r->turn);
 	PG_TRY();
 	{
-		server = swarm_llm_server(r->server);
+		server = swarm_llm_server(name);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(r->turn);
-		edata = CopyErrorData();
+		*edata = CopyErrorData();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
+		server = NULL;
 	}
 	PG_END_TRY();
 	CurrentResourceOwner = owner;
 	MemoryContextSwitchTo(r->turn);
-	if (edata == NULL)
-		return server;
-	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
-		ReThrowError(edata);
-	initStringInfo(&json);
-	appendStringInfoString(&json, "{\"state\": \"failed\", \"sent\": false, \"error\": ");
-	escape_json(&json, edata->message);
-	appendStringInfo(&json, ", \"sqlstate\": \"%s\"}", unpack_sql_state(edata->sqlerrcode));
-	*outcome = json.data;
-	return NULL;
+	if (*edata != NULL &&
+		((*edata)->sqlerrcode == ERRCODE_QUERY_CANCELED || (*edata)->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN))
+		ReThrowError(*edata);
+	return server;
 }
 
 /* flush_ms: how long what has come may wait; longer for a text that is long. */

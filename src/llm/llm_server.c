@@ -42,7 +42,6 @@ static void check_path(const char *name, const char *value);
 static void check_duration(const char *name, const char *value);
 static void check_version(const char *name, const char *value);
 static void check_key(const char *name, const char *value);
-static SwarmLlmServer *read_server(const char *name);
 static void read_mapping(const ForeignServer *foreign, SwarmLlmServer *server);
 static void wipe(void *arg);
 
@@ -203,24 +202,8 @@ duration(List *options, const char *name, int otherwise)
 	return ms;
 }
 
-/*
- * swarm_llm_server: while its circuit breaker is open, the fallback of its
- * retry policy, if that speaks the same dialect.
- */
 SwarmLlmServer *
 swarm_llm_server(const char *name)
-{
-	SwarmLlmServer *server = read_server(name);
-	SwarmLlmServer *other;
-
-	if (server->policy.fallback == NULL || !swarm_net_endpoint_is_open(server->endpoint))
-		return server;
-	other = read_server(server->policy.fallback);
-	return other->dialect == server->dialect ? other : server;
-}
-
-static SwarmLlmServer *
-read_server(const char *name)
 {
 	ForeignServer *foreign = swarm_net_server(&wrapper, name);
 	SwarmLlmServer *server = palloc0(sizeof(SwarmLlmServer));
