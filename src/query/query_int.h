@@ -297,6 +297,16 @@ extern bool swarm_query_fetch(int64 id, bool lock, SwarmQueryRow *row);
 extern bool swarm_query_try_lock(int64 id);
 extern void swarm_query_get(int64 id, bool lock, SwarmQueryRow *row);
 
+/*
+ * A commit can be seen a moment before other sessions are told that the
+ * catalogs have changed, and locks are released after that.  Who ends a query
+ * holds a lock until then, and who has waited for its end waits for that too:
+ * so what the query has made can be used.  (The row's own xmin is of a
+ * subtransaction, whose lock is gone before the commit.)
+ */
+extern void swarm_query_lock_end(int64 id);
+extern void swarm_query_await_end(int64 id);
+
 /* May the current role control the query of `row` (`as_owner`: act as its owner)?  Raises 42501. */
 extern void swarm_query_check_control(const SwarmQueryRow *row, bool as_owner);
 

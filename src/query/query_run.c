@@ -385,6 +385,7 @@ store_outcome(const Outcome *out, SwarmQueryRow *row, const SwarmQuerySlot *last
 	TimestampTzGetDatum(last->paused_at), TimestampTzGetDatum(last->resumed_at)};
 	char		nulls[] = "         ";
 
+	swarm_query_lock_end(row->id);
 	nulls[1] = out->result ? ' ' : 'n';
 	nulls[2] = out->error ? ' ' : 'n';
 	nulls[3] = out->error ? ' ' : 'n';

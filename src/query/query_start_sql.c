@@ -40,7 +40,6 @@ static char *result_table(FunctionCallInfo fcinfo);
 static void call_hooks(FunctionCallInfo fcinfo, SwarmHookPhase phase, int64 id);
 static void registered(void *item);
 static void undo_register(void *item);
-static void settle(int64 id);
 
 /*
  * swarm.query_start(kind, body, model, permission_mode, budget, metadata, result_table)
@@ -351,33 +350,8 @@ swarm_query_wait(PG_FUNCTION_ARGS)
 	}
 	ConditionVariableCancelSleep();
 	if (swarm_query_is_final(row.state))
-		settle(id);
+		swarm_query_await_end(id);
 	PG_RETURN_TEXT_P(cstring_to_text(swarm_query_state_name(row.state)));
-}
-
-/*
- * settle: who has waited for a query may use what it has made.  Its commit can be
- * seen a moment before others are told that the catalogs have changed, but its
- * transaction's lock is released after that.  (A row is frozen after more than an
- * hour: then its xmin may be anybody's.)
- */
-static void
-settle(int64 id)
-{
-	SwarmSpi	spi;
-	Oid			types[] = {INT8OID};
-	Datum		values[] = {Int64GetDatum(id)};
-	TransactionId xid = InvalidTransactionId;
-	bool		isnull;
-
-	swarm_spi_begin(&spi);
-	if (swarm_spi_query("SELECT xmin FROM swarm._query WHERE id = $1 AND finished_at > swarm._now() - interval '1 hour'",
-						1, types, values, NULL) > 0)
-		xid = DatumGetTransactionId(swarm_spi_column(0, 1, &isnull));
-	swarm_spi_end(&spi);
-	if (TransactionIdIsNormal(xid) && !TransactionIdIsCurrentTransactionId(xid))
-		XactLockTableWait(xid, NULL, NULL, XLTW_None);
-	AcceptInvalidationMessages();
 }
 
 /*

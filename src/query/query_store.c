@@ -5,12 +5,15 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/async.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 
 #include "base/clock.h"
 #include "base/compat.h"
@@ -139,6 +142,28 @@ swarm_query_prune(TimestampTz before)
 					  "DELETE FROM swarm._query_event e USING gone WHERE e.query = gone.id", 1, types, values, NULL);
 	swarm_spi_execute("DELETE FROM swarm.alerts WHERE cleared_at < $1", 1, types, values, NULL);
 	swarm_spi_end(&spi);
+}
+
+/* table_oid: of swarm._query, for locks. */
+static Oid
+table_oid(void)
+{
+	return get_relname_relid("_query", get_namespace_oid("swarm", false));
+}
+
+void
+swarm_query_lock_end(int64 id)
+{
+	LockDatabaseObject(table_oid(), (Oid) id, (uint16) (id >> 32), AccessExclusiveLock);
+}
+
+void
+swarm_query_await_end(int64 id)
+{
+	Oid			table = table_oid();
+
+	LockDatabaseObject(table, (Oid) id, (uint16) (id >> 32), AccessShareLock);
+	UnlockDatabaseObject(table, (Oid) id, (uint16) (id >> 32), AccessShareLock);
 }
 
 /*

@@ -28,14 +28,12 @@ FROM swarm.query_result(:id) r;
 -- rows as a table: all of them, with their types
 SELECT swarm.query_start('sql', 'SELECT i, i % 2 = 0 AS even, json ''"\u0000"'' AS "J" FROM generate_series(1, 2500) i; -- all', result_table => 'query_control.kept') AS id \gset
 SELECT swarm.query_wait(:id), swarm.query_result(:id);
-CALL query_control.until('to_regclass(''query_control.kept'') IS NOT NULL');
 SELECT string_agg(attname || ' ' || format_type(atttypid, NULL), ', ' ORDER BY attnum), (SELECT count(*) FROM query_control.kept WHERE even) AS even
 FROM pg_attribute WHERE attrelid = 'query_control.kept'::regclass AND attnum > 0;
 SET search_path = query_control, public;
 SELECT swarm.query_start('sql', 'WITH r AS (DELETE FROM query_control.kept WHERE even RETURNING i) SELECT max(i) FROM r', result_table => '"Gone"') AS id \gset
 RESET search_path;
 SELECT swarm.query_wait(:id), swarm.query_result(:id);
-CALL query_control.until('to_regclass(''query_control."Gone"'') IS NOT NULL');
 SELECT max, (SELECT count(*) FROM query_control.kept) FROM query_control."Gone";
 SELECT swarm.query_start('sql', 'SELECT 1 AS one', result_table => 'query_control.kept');
 SELECT swarm.query_start('sql', 'SELECT 1 AS one', result_table => 'nowhere.t');
