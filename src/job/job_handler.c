@@ -30,6 +30,7 @@
 #include "utils/varlena.h"
 
 #include "base/compat.h"
+#include "base/json.h"
 #include "job/job_handler.h"
 #include "job/job_int.h"
 
@@ -356,7 +357,7 @@ sql_result(MemoryContext context)
 	}
 	appendStringInfoChar(&json, '}');
 	old = MemoryContextSwitchTo(context);
-	result = DirectFunctionCall1(jsonb_in, CStringGetDatum(json.data));
+	result = DirectFunctionCall1(jsonb_in, CStringGetDatum(swarm_json_storable(json.data)));
 	MemoryContextSwitchTo(old);
 	return result;
 }

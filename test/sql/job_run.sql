@@ -107,6 +107,7 @@ CALL job_run.sql('SELECT $1 + 1 AS n, $2 || ''!'' AS t, $3::boolean AS b, $4::js
     '[41, "text", true, {"a": [1]}, "2026-01-01 00:00:00+00", "{1,2}", "unknown", null]');
 CALL job_run.run('sql', '{"sql": "SELECT 1 AS x", "params": []}');
 CALL job_run.run('sql', '{"sql": "SELECT 1 AS x", "params": null}');
+CALL job_run.run('sql', '{"sql": "SELECT json ''\"a\\u0000b\"'' AS x"}');
 SELECT swarm.job_enqueue('sql', '{"sql": "SELECT i FROM generate_series(1, 250) i"}') AS job \gset
 SELECT state, result -> 'rows' AS rows, jsonb_array_length(result -> 'data') AS shown FROM swarm.job_wait(:job, '60 s');
 -- and its errors
