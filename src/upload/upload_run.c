@@ -29,7 +29,7 @@
 #define PROGRESS_MS		50
 #define AWAIT_MS		5000	/* for an id, when all is given up */
 #define TURN_MS			1000
-#define IDLE_MS			250		/* without an event the network is idle */
+#define IDLE_MS			25		/* without an event the network is idle */
 #define OPEN_BYTES		(8 * 1024 * 1024)	/* are read between two turns */
 #define SEARCHES		3		/* for what lost runs have begun */
 
