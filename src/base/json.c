@@ -15,7 +15,7 @@
 #include "base/export.h"
 #include "base/json.h"
 
-/* code: of an escape \uXXXX at s, or -1. */
+/* code: what the escape at s, of four hexadecimal digits, stands for, or -1. */
 static int
 code(const char *s)
 {

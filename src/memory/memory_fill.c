@@ -31,12 +31,12 @@
 #include "utils/portal.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
-#include "utils/syscache.h"
 
 #include "base/compat.h"
 #include "base/export.h"
 #include "base/fault.h"
 #include "memory/memory_int.h"
+#include "net/net.h"
 #include "s3/s3.h"
 
 #define JOB_ARGS		4		/* field of swarm.job */
@@ -87,7 +87,6 @@ static void fill_keys(Fill *fill, Jsonb *args);
 static void read_args(Fill *fill, Jsonb *args);
 static void read_origin(Fill *fill);
 static void read_http_server(Origin *origin, ForeignServer *server);
-static char *option(List *options, const char *name);
 static void wipe(void *arg);
 static void choose(Fill *fill);
 static bool good_path(const char *path);
@@ -253,8 +252,8 @@ read_http_server(Origin *o, ForeignServer *server)
 	AclResult	acl = swarm_server_aclcheck(server->serverid, GetUserId(), ACL_USAGE);
 	char	   *endpoint = swarm_s3_endpoint_of(server->options);
 	char	   *host;
-	char	   *prefix = option(server->options, "allowed_prefix");
-	Oid			users[] = {GetUserId(), InvalidOid};
+	char	   *prefix = swarm_net_option(server->options, "allowed_prefix");
+	List	   *options;
 
 	if (acl != ACLCHECK_OK)
 		aclcheck_error(acl, OBJECT_FOREIGN_SERVER, server->servername);
@@ -268,44 +267,16 @@ read_http_server(Origin *o, ForeignServer *server)
 				 errmsg("server \"%s\" does not allow path \"%s\"", server->servername, o->path)));
 	o->url = endpoint;
 	o->endpoint = swarm_net_endpoint(endpoint);
-	o->ca_file = option(server->options, "ca_file");
+	o->ca_file = swarm_net_option(server->options, "ca_file");
 	host = pstrdup(strstr(endpoint, "://") + 3);
 	if (host[0] != '[' && strchr(host, ':'))
 		*strchr(host, ':') = '\0';
 	o->literal = host[0] == '[' || strcmp(host, "localhost") == 0 || strspn(host, "0123456789.") == strlen(host);
-	for (int i = 0; i < lengthof(users) && o->authorization == NULL; i++)
-	{
-		HeapTuple	tuple = SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(users[i]),
-											ObjectIdGetDatum(server->serverid));
-		Datum		options;
-		bool		isnull;
-
-		if (!HeapTupleIsValid(tuple))
-			continue;
-		options = SysCacheGetAttr(USERMAPPINGUSERSERVER, tuple, Anum_pg_user_mapping_umoptions, &isnull);
-		if (!isnull)
-			o->authorization = option(untransformRelOptions(options), "authorization");
-		ReleaseSysCache(tuple);
-		break;
-	}
+	if (swarm_net_mapping(server, &options))
+		o->authorization = swarm_net_option(options, "authorization");
 	o->wipe.func = wipe;
 	o->wipe.arg = o;
 	MemoryContextRegisterResetCallback(CurrentMemoryContext, &o->wipe);
-}
-
-static char *
-option(List *options, const char *name)
-{
-	ListCell   *lc;
-
-	foreach(lc, options)
-	{
-		DefElem    *def = lfirst(lc);
-
-		if (strcmp(def->defname, name) == 0)
-			return defGetString(def);
-	}
-	return NULL;
 }
 
 /* wipe: the context ends: leave no secret in freed memory. */
