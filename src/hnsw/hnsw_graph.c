@@ -343,7 +343,8 @@ swarm_graph_add(SwarmGraph *graph, ItemPointer tid, const SwarmHnswCode *code,
 			MemoryContextSwitchTo(old);
 			return true;
 		}
-		mine[0] = choose(graph, self, &graph->best, graph->m, mine + 1);
+		mine[0] = choose(graph, self, &graph->best,
+						 swarm_hnsw_new_degree(index, lc), mine + 1);
 		graph->starts.count = 0;
 		for (int i = 0; i < graph->best.count; i++)
 			swarm_hnsw_append(&graph->starts, graph->best.items[i]);

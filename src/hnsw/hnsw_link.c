@@ -104,8 +104,9 @@ swarm_hnsw_link(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 	SwarmNodeId twin = SWARM_NODE_NONE;
 	SwarmHnswQuery *query = swarm_hnsw_query_new(index);
 	SwarmHnswSearch *search;
-	SwarmCandidate nearest;
+	SwarmCandidate first[SWARM_HNSW_STARTS];
 	SwarmCandidates starts = {0};
+	int			nfirst;
 	SwarmNodeId *chosen[SWARM_HNSW_MAX_LEVEL + 1];
 	int			count[SWARM_HNSW_MAX_LEVEL + 1] = {0};
 	int			top = -1;
@@ -120,11 +121,11 @@ swarm_hnsw_link(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 
 	/* What a fold that failed has left must not become a twin: it is linked. */
 	alone = has_links(index, rel, id);
-	if (swarm_hnsw_search_descend(search, level, &nearest))
-	{
-		swarm_hnsw_append(&starts, nearest);
+	nfirst = swarm_hnsw_search_descend(search, level, first);
+	for (int i = 0; i < nfirst; i++)
+		swarm_hnsw_append(&starts, first[i]);
+	if (nfirst > 0)
 		top = Min(level, swarm_hnsw_level(&index->meta, index->meta.entry));
-	}
 	for (int lc = top; lc >= 0; lc--)
 	{
 		swarm_hnsw_search_reset(search);
@@ -135,9 +136,10 @@ swarm_hnsw_link(SwarmHnswIndex *index, Relation rel, SwarmNodeId id,
 			twin = find_twin(index, rel, id, &search->best);
 		if (twin != SWARM_NODE_NONE)
 			break;
-		chosen[lc] = palloc(sizeof(SwarmNodeId) * index->meta.m);
-		count[lc] = choose_from(index, rel, id, &search->best, index->meta.m,
-								chosen[lc]);
+		chosen[lc] = palloc(sizeof(SwarmNodeId) *
+							swarm_hnsw_new_degree(index, lc));
+		count[lc] = choose_from(index, rel, id, &search->best,
+								swarm_hnsw_new_degree(index, lc), chosen[lc]);
 		if (search->best.count > 0)
 		{
 			starts.count = 0;

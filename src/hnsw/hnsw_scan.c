@@ -312,14 +312,16 @@ start(IndexScanDesc desc)
 	}
 	else
 	{
-		SwarmCandidate nearest;
+		SwarmCandidate starts[SWARM_HNSW_STARTS];
+		int			count;
 
 		scan->phase = PHASE_GRAPH;
 		swarm_scan_pending(scan, rel);
-		if (swarm_hnsw_search_descend(scan->search, 0, &nearest))
+		count = swarm_hnsw_search_descend(scan->search, 0, starts);
+		if (count > 0)
 		{
 			swarm_hnsw_search_reset(scan->search);
-			swarm_hnsw_search_layer(scan->search, 0, scan->ef, &nearest, 1);
+			swarm_hnsw_search_layer(scan->search, 0, scan->ef, starts, count);
 		}
 		take_best(scan);
 	}

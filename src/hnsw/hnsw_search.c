@@ -462,12 +462,36 @@ swarm_hnsw_search_reset(SwarmHnswSearch *search)
 }
 
 /*
- * swarm_hnsw_search_descend: go from the entry point greedily down to above
- * `to_level`; false when the graph is empty.
+ * keep_nearest: put one more among the nearest, which ascend; returns how many
+ * there are then.
  */
-bool
+static inline int
+keep_nearest(SwarmCandidate *nearest, int count, SwarmCandidate c)
+{
+	int			i;
+
+	if (count < SWARM_HNSW_STARTS)
+		count++;
+	else if (c.distance >= nearest[count - 1].distance)
+		return count;
+	for (i = count - 1; i > 0 && c.distance < nearest[i - 1].distance; i--)
+		nearest[i] = nearest[i - 1];
+	nearest[i] = c;
+	return count;
+}
+
+/*
+ * swarm_hnsw_search_descend: go from the entry point greedily down to above
+ * `to_level`.  Writes the nearest nodes of the level above it, at most
+ * SWARM_HNSW_STARTS, to `starts`, and returns how many; 0 when the graph is
+ * empty.
+ *
+ * All of them have been scored on the way, so beginning at several costs
+ * nothing, and a walk that comes near two clusters sees both.
+ */
+int
 swarm_hnsw_search_descend(SwarmHnswSearch *search, int to_level,
-						  SwarmCandidate *nearest)
+						  SwarmCandidate *starts)
 {
 	SwarmHnswIndex *index = search->index;
 	SwarmNodeId links[MAX_LINKS];
@@ -475,11 +499,12 @@ swarm_hnsw_search_descend(SwarmHnswSearch *search, int to_level,
 	SwarmCandidate scored[MAX_LINKS];
 	SwarmNodeId entry = index->meta.entry;
 	int			level;
+	int			nstarts = 1;
 	int			try = 0;
 
 	if (entry == SWARM_NODE_NONE)
-		return false;
-	if (!swarm_hnsw_nearest_entry(search, to_level, &level, nearest))
+		return 0;
+	if (!swarm_hnsw_nearest_entry(search, to_level, &level, starts))
 		level = 0;
 
 	/*
@@ -487,13 +512,13 @@ swarm_hnsw_search_descend(SwarmHnswSearch *search, int to_level,
 	 * an insert taken its slot: then it has no links yet.
 	 */
 	while (level == 0 &&
-		   (swarm_hnsw_score_ids(search, &entry, 1, nearest) == 0 ||
-			(nearest->state != SWARM_NODE_LINKED &&
-			 nearest->state != SWARM_NODE_DEAD)))
+		   (swarm_hnsw_score_ids(search, &entry, 1, starts) == 0 ||
+			(starts->state != SWARM_NODE_LINKED &&
+			 starts->state != SWARM_NODE_DEAD)))
 	{
 		swarm_hnsw_open(search->rel);
 		if (index->meta.entry == SWARM_NODE_NONE)
-			return false;
+			return 0;
 		if (index->meta.entry == entry && ++try > 1)
 			swarm_hnsw_damaged(search->rel, "entry point, node", entry);
 		entry = index->meta.entry;
@@ -503,16 +528,18 @@ swarm_hnsw_search_descend(SwarmHnswSearch *search, int to_level,
 	level = level > 0 ? level - 1 : swarm_hnsw_level(&index->meta, entry);
 	for (; level > to_level; level--)
 	{
-		bool		moved = true;
+		SwarmNodeId from = SWARM_NODE_NONE;
 
 		swarm_hnsw_search_reset(search);
-		while (moved)
+		swarm_idset_add(&search->visited, starts[0].id);
+		nstarts = 1;
+		while (starts[0].id != from)
 		{
-			int			n = swarm_hnsw_read_links(index, search->rel,
-												  nearest->id, level, links);
+			int			n;
 			int			count = 0;
 
-			moved = false;
+			from = starts[0].id;
+			n = swarm_hnsw_read_links(index, search->rel, from, level, links);
 			for (int i = 0; i < n; i++)
 				if (swarm_idset_add(&search->visited, links[i]))
 				{
@@ -521,14 +548,10 @@ swarm_hnsw_search_descend(SwarmHnswSearch *search, int to_level,
 				}
 			count = swarm_hnsw_score_ids(search, fresh, count, scored);
 			for (int i = 0; i < count; i++)
-				if (scored[i].distance < nearest->distance)
-				{
-					*nearest = scored[i];
-					moved = true;
-				}
+				nstarts = keep_nearest(starts, nstarts, scored[i]);
 		}
 	}
-	return true;
+	return nstarts;
 }
 
 /*
