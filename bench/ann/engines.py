@@ -8,8 +8,9 @@ METRICS = {
     "l2": {"op": "<->", "vector": "vector_l2_ops", "array": "real_l2_ops"},
     "cosine": {"op": "<=>", "vector": "vector_cosine_ops", "array": "real_cosine_ops"},
 }
-KNOBS = [10, 12, 15, 20, 25, 30, 40, 64, 100, 200]
+KNOBS = [10, 12, 15, 16, 18, 20, 25, 30, 40, 64, 100, 200]
 QUERY = "SELECT id FROM {t} ORDER BY v {op} $1 LIMIT {k}"
+LATERAL = "SELECT n.id FROM q CROSS JOIN LATERAL (SELECT id FROM t ORDER BY v {op} q.v LIMIT {k}) n"
 FLOOR = "SELECT id, v {op} $1 FROM {t} LIMIT {k}"       # the same statement without a search
 
 PGVECTOR = {

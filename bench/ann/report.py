@@ -90,6 +90,9 @@ def promises(run):
             if s == name:
                 inside = list(run.by_round(s, OURS, "scan", "scan_us", target=target).values())
                 yield f"{s}: inside the index scan, recall ≥ {target}, µs (median)", inside, must, aim, False
+                for e, bars in ((OURS, (must, aim)), (PEER, (None, None))):
+                    inside = list(run.by_round(s, e, "scan_lateral", "scan_us", target=target).values())
+                    yield f"{s}: the same in one statement of 500 queries, {e}, µs (mean)", inside, *bars, False
         size = ratios(run.by_round(s, PEER, "size", "bytes"), run.by_round(s, OURS, "size", "bytes"))
         yield f"{s}: pgvector's index ÷ ours, bytes", size, *((6, 12) if s == "fashion" else (None, None)), True
         for workers in (0, 2):
@@ -150,7 +153,7 @@ def lines_of(run, s, measure, *fields):
 
 
 def search_tables(run, s):
-    lines, equal, inside = [], [], []
+    lines, equal, inside, lateral = [], [], [], []
     for e in run.engines:
         for measure in ("search", "lib"):
             for knob in sorted({x["knob"] for x in run.rows[s, e, measure]}):
@@ -165,6 +168,9 @@ def search_tables(run, s):
             m = medians(run, s, e, "scan", "scan_us", "recall", "knob", "buffers", target=target)
             if m:
                 inside.append([e, str(target), str(int(m[3])), f"{m[2]:.4f}", m[0], m[1], m[4]])
+            m = medians(run, s, e, "scan_lateral", "scan_us", "recall", "knob", target=target)
+            if m:
+                lateral.append([e, str(target), str(int(m[3])), f"{m[2]:.4f}", m[0], m[1]])
     if lines:
         print("\nSearch, LIMIT 10, one client, statement prepared:")
     table(["engine", "ef", "recall@10", "CPU, µs a query", "spread", "p50 µs", "p95", "p99", "queries/s"], lines)
@@ -174,6 +180,9 @@ def search_tables(run, s):
     if inside:
         print("\nInside the index scan (EXPLAIN ANALYZE), smallest ef with that recall:")
     table(["engine", "recall ≥", "ef", "recall@10", "median µs", "spread", "buffers a query"], inside)
+    if lateral:
+        print("\nThe same in one statement of 500 queries (LATERAL), so that no processor rests between them:")
+    table(["engine", "recall ≥", "ef", "recall@10", "mean µs", "spread"], lateral)
 
 
 def part(title, head, lines):
