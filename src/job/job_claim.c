@@ -34,7 +34,7 @@
 #define CRITICAL_IN_A_ROW	7
 #define FLUSH_MAX			1000
 #define TURN_MS				200
-#define OWN_LOOKS			64	/* at jobs and at queues, for one of the own
+#define OWN_LOOKS			512 /* at jobs and at queues, for one of the own
 								 * role */
 #define ALONE				(SWARM_READY_SUSPECT | SWARM_READY_NO_BATCH)
 
