@@ -403,7 +403,9 @@ link_back(SwarmHnswIndex *index, Relation rel, SwarmNodeId from, int level,
 		if (n < max)
 			continue;
 		old[n] = to;
-		count = swarm_hnsw_choose(index, rel, from, old, n + 1, max, wanted);
+		/* Leave room for the next links: choosing is what costs. */
+		count = swarm_hnsw_choose(index, rel, from, old, n + 1, max - max / 8,
+								  wanted);
 		for (int i = 0; i < count; i++)
 			kept |= wanted[i] == to;
 		if (!kept ||
