@@ -1145,6 +1145,9 @@ BEGIN
     IF t.strategy IS NOT NULL THEN
         PERFORM swarm._strategy_note(t.strategy, CASE WHEN error IS NULL THEN 1 / (1 + ms / 1000) ELSE 0 END);
     END IF;
+    IF state IS DISTINCT FROM 'BREAK' THEN
+        PERFORM swarm._topology_note(a.id, 1, extract(epoch FROM swarm._now() - t.run_at)::float8 * 1000, (error IS NOT NULL)::int);
+    END IF;
     PERFORM swarm._agent_go(a, CASE WHEN a.pause_wanted AND a.state = 'busy' THEN 'park' ELSE 'done' END, error);
     -- this process has done it
     PERFORM swarm._track_execution(a.owner, a.id::text);
@@ -1478,8 +1481,7 @@ BEGIN
     INSERT INTO swarm._spawn_batch VALUES (batch_id, caller, began, n, cardinality(spawned), CASE WHEN parallel THEN mode ELSE 'sequential' END, fallback, batch_size,
         size_now, max_concurrency, extract(epoch FROM clock_timestamp() - began) * 1000, (SELECT max(m) FROM unnest(ms) m));
     IF topology IS NOT NULL AND spawned <> '{}' THEN
-        PERFORM swarm._topology_create(caller, format('spawn %s', batch_id),
-            CASE topology WHEN 'auto' THEN swarm.topology_choose(cardinality(spawned)) ELSE topology END, spawned);
+        PERFORM swarm._topology_create(caller, format('spawn %s', batch_id), topology, spawned);
     END IF;
     FOR i IN 1 .. n LOOP
         e := agents->(i - 1);

@@ -139,13 +139,13 @@ REVOKE ALL ON FUNCTION
 -- agent: everybody may spawn agents of the types that there are, as himself or a role he is a member of, give tasks to
 -- them and command them. Types, hooks, protocols and retry policies decide what runs with the rights of others, so they are
 -- for administrators and whom they grant it to. _agent_work, _agent_run_job, _agent_run_model and _protocol_memory are run
--- with the rights of an agent's role; views call _hook_counts; functions that run as their caller call _topology_links,
--- _topology_linked and _topology_rules, and are held by row-level security.
+-- with the rights of an agent's role; views call _hook_counts and _topology_measured; functions that run as their caller call
+-- _topology_links, _topology_linked and _topology_rules, and are held by row-level security.
 GRANT SELECT ON swarm._agent_type, swarm._agent_set, swarm._agent, swarm._agent_task, swarm._agent_event, swarm._spawn_batch,
     swarm._topology, swarm._topology_member, swarm._agent_message, swarm._protocol, swarm._protocol_run, swarm._agent_pattern TO PUBLIC;
 GRANT SELECT ON swarm.agent_types, swarm.agents, swarm.agent_tasks, swarm.agent_activity, swarm.agent_stat, swarm.spawn_batches,
     swarm.hook_stat, swarm.circuit_breakers, swarm.agent_strategies, swarm.agent_messages, swarm.protocols, swarm.protocol_runs,
-    swarm.agent_patterns TO PUBLIC;
+    swarm.agent_patterns, swarm.topologies TO PUBLIC;
 REVOKE ALL ON FUNCTION swarm.agent_type_create(jsonb), swarm.agent_type_drop(text), swarm.protocol_create(text, jsonb),
     swarm.hook_create(text, text, regproc, int, interval), swarm.hook_drop(int), swarm.hook_enable(int, boolean),
     swarm.retry_policy_set(text, jsonb), swarm.retry_policy_drop(text) FROM PUBLIC;
@@ -177,7 +177,8 @@ REVOKE ALL ON FUNCTION
     swarm._retry_decide(text, text, integer, integer), swarm._sorted(text[]), swarm._strategy_choose(),
     swarm._strategy_note(text, double precision), swarm._task_cancel(oid, bigint), swarm._task_ended(bigint),
     swarm._task_get(oid, bigint), swarm._task_submit(oid, jsonb, bigint), swarm._task_wait(oid, bigint, interval),
-    swarm._topology_create(oid, text, text, bigint[]), swarm._topology_drop(oid, text)
+    swarm._topology_create(oid, text, text, bigint[]), swarm._topology_drop(oid, text), swarm._topology_judge(int), swarm._topology_tell(int, text),
+    swarm._topology_note(bigint, int, double precision, int, bigint[], double precision[])
     FROM PUBLIC;
 
 -- llm: what spends money is closed; a conversation that somebody was allowed
