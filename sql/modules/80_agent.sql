@@ -479,7 +479,7 @@ END $$;
 -- Errors: 22023 with the path of what does not fit the schema; 42883, 42P13 the
 -- handler; 42501 no right to call it, or the type belongs to another.
 CREATE FUNCTION swarm.agent_type_create(spec jsonb) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_agent_type_create';
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_agent_type_create';
 COMMENT ON FUNCTION swarm.agent_type_create IS 'define a type of agents, or change it';
 
 CREATE FUNCTION swarm._agent_type_drop(caller oid, name text) RETURNS void
@@ -503,7 +503,7 @@ BEGIN
 END $$;
 
 CREATE FUNCTION swarm.agent_type_drop(name text) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_agent_type_drop';
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_agent_type_drop';
 COMMENT ON FUNCTION swarm.agent_type_drop IS 'remove a type of agents that no agent has';
 
 CREATE VIEW swarm.agent_types AS
@@ -858,7 +858,7 @@ BEGIN
 END $$;
 
 CREATE FUNCTION swarm.task_cancel(task bigint) RETURNS boolean
-LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_task_cancel';
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_task_cancel';
 COMMENT ON FUNCTION swarm.task_cancel IS 'cancel a task that has not begun; false if it has';
 
 CREATE FUNCTION swarm._task_ended(task bigint) RETURNS void
@@ -1627,7 +1627,7 @@ BEGIN
     UPDATE swarm._agent o SET task = NULL, pause_wanted = false WHERE o.id = a.id;
     FOR job IN SELECT r.id FROM swarm._job_running() r JOIN swarm._job j ON j.id = r.id
                WHERE j.kind = 6 AND (j.args->>'agent')::bigint = a.id LOOP
-        PERFORM swarm.job_cancel(job, 'its agent was killed');
+        PERFORM swarm._job_cancel(job, 'its agent was killed');
     END LOOP;
     PERFORM swarm._agent_disperse(a);
     PERFORM swarm._track_completion(a.owner, a.id::text, 'failure', NULL, 'killed');

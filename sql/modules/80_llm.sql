@@ -631,7 +631,7 @@ END $$;
 
 CREATE FUNCTION swarm.tool_create(name text, function regproc, class text = 'write', description text = NULL)
 RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_tool_create';
+AS 'MODULE_PATHNAME', 'swarm_hooked_tool_create';
 COMMENT ON FUNCTION swarm.tool_create IS 'offer a function to language models, to roles that may execute it; replaces a tool of that name';
 
 -- swarm.tool_drop(name). Errors: 42704, 42501.
@@ -653,7 +653,7 @@ END $$;
 
 CREATE FUNCTION swarm.tool_drop(name text) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_tool_drop';
+AS 'MODULE_PATHNAME', 'swarm_hooked_tool_drop';
 COMMENT ON FUNCTION swarm.tool_drop IS 'offer a function to language models no more; the function stays';
 
 -- Call a tool's function, as the current user: arguments by name from a JSON
@@ -837,7 +837,7 @@ AS $$ SELECT swarm._llm_create(caller, model, messages, system, tools, permissio
 CREATE FUNCTION swarm.llm_ask(model text, messages jsonb, system text = NULL, tools text[] = '{}',
     permission_mode text = 'default', options jsonb = '{}')
 RETURNS bigint LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_llm_ask';
+AS 'MODULE_PATHNAME', 'swarm_hooked_llm_ask';
 COMMENT ON FUNCTION swarm.llm_ask(text, jsonb, text, text[], text, jsonb) IS
     'start a conversation with a model: messages are an array of {"role", "content"}; returns its id';
 
@@ -871,7 +871,7 @@ END $$;
 -- swarm.llm_embed(model, texts): errors as llm_ask.
 CREATE FUNCTION swarm.llm_embed(model text, texts text[]) RETURNS bigint
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_llm_embed';
+AS 'MODULE_PATHNAME', 'swarm_hooked_llm_embed';
 COMMENT ON FUNCTION swarm.llm_embed IS 'ask a model for the embeddings of texts; returns an id for swarm.llm_wait and swarm.llm_embeddings';
 
 CREATE FUNCTION swarm._llm_count_tokens(caller oid, model text, messages jsonb) RETURNS bigint
@@ -947,7 +947,7 @@ END $$;
 
 CREATE FUNCTION swarm.llm_say(conversation bigint, messages jsonb) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_llm_say';
+AS 'MODULE_PATHNAME', 'swarm_hooked_llm_say';
 COMMENT ON FUNCTION swarm.llm_say(bigint, jsonb) IS 'go on with a conversation that has ended: the next messages';
 
 CREATE FUNCTION swarm.llm_say(conversation bigint, message text) RETURNS void
@@ -976,7 +976,7 @@ END $$;
 
 CREATE FUNCTION swarm.llm_resume(conversation bigint) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_llm_resume';
+AS 'MODULE_PATHNAME', 'swarm_hooked_llm_resume';
 COMMENT ON FUNCTION swarm.llm_resume IS 'go on with a conversation that was paused or has failed, after its last finished turn';
 
 -- swarm.llm_cancel(conversation): errors: 42704.
@@ -990,14 +990,14 @@ BEGIN
     END IF;
     PERFORM swarm._llm_move(conversation, 'cancel');
     IF EXISTS (SELECT FROM swarm._job j WHERE j.id = c.job) THEN
-        PERFORM swarm.job_cancel(c.job, 'the conversation was cancelled');
+        PERFORM swarm._job_cancel(c.job, 'the conversation was cancelled');
     END IF;
     RETURN true;
 END $$;
 
 CREATE FUNCTION swarm.llm_cancel(conversation bigint) RETURNS boolean
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_llm_cancel';
+AS 'MODULE_PATHNAME', 'swarm_hooked_llm_cancel';
 COMMENT ON FUNCTION swarm.llm_cancel IS 'stop a conversation: a turn under way at once; false if it had ended';
 
 -- swarm.llm_approve(conversation, call, allow): errors: 42704 no such call,
@@ -1030,7 +1030,7 @@ END $$;
 
 CREATE FUNCTION swarm.llm_approve(conversation bigint, call text, allow boolean = true) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_llm_approve';
+AS 'MODULE_PATHNAME', 'swarm_hooked_llm_approve';
 COMMENT ON FUNCTION swarm.llm_approve IS 'allow or deny a tool call that waits for it; with the last one the conversation goes on';
 
 -- swarm.llm_permission_mode(conversation, mode): errors: 42704, 22023, 42501,
@@ -1047,7 +1047,7 @@ END $$;
 
 CREATE FUNCTION swarm.llm_permission_mode(conversation bigint, mode text) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_llm_permission_mode';
+AS 'MODULE_PATHNAME', 'swarm_hooked_llm_permission_mode';
 COMMENT ON FUNCTION swarm.llm_permission_mode IS 'change what a conversation''s tools may do: tightened with the next tool call, loosened with the next turn';
 
 -- ---------------------------------------------------------------------

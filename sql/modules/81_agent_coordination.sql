@@ -35,9 +35,9 @@ LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm__agent_c
 CREATE FUNCTION swarm._hook_counts(OUT hook int, OUT calls bigint, OUT failures bigint, OUT vetoes bigint, OUT timeouts bigint, OUT total_ms float8)
 RETURNS SETOF record LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 10 AS 'MODULE_PATHNAME', 'swarm__hook_counts';
 
+-- Most operations are one function, whose name the event has (src/base/operation.h).
 CREATE FUNCTION swarm._hook_events(OUT event text, OUT what text) RETURNS SETOF record
-LANGUAGE sql IMMUTABLE PARALLEL SAFE ROWS 10
-BEGIN ATOMIC
+LANGUAGE sql STABLE PARALLEL SAFE ROWS 100 SET search_path = pg_catalog, pg_temp AS $$
 SELECT * FROM (VALUES
     ('agent_spawn', 'an agent is spawned; a veto fails this one'),
     ('agent_pause', 'swarm.agent_pause()'), ('agent_resume', 'swarm.agent_resume()'),
@@ -47,14 +47,18 @@ SELECT * FROM (VALUES
     ('message', 'swarm.agent_message()'), ('handoff', 'swarm.agent_handoff()'),
     ('job_enqueue', 'swarm.job_enqueue(), swarm.job_enqueue_many()'),
     ('job', 'before: a process runs a job, a veto ends it; after: it has ended'),
-    ('memory_store', 'swarm.memory_store(), memory_store_many(), memory_increment()'),
-    ('memory_delete', 'swarm.memory_delete(), memory_clear()'),
+    ('memory_store', 'swarm.memory_store(), memory_store_many(), memory_increment(), memory_usage(), cached()'),
+    ('memory_delete', 'swarm.memory_delete(), memory_clear(), memory_usage()'),
     ('upload', 'before: swarm.s3_upload(), s3_upload_sync(), s3_export(); after: every file has its outcome'),
     ('query_start', 'swarm.query_start()'), ('query_pause', 'swarm.query_pause()'), ('query_resume', 'swarm.query_resume()'),
     ('query_terminate', 'swarm.query_terminate()'), ('query_execute_command', 'swarm.query_execute_command()'),
     ('query_change_permissions', 'swarm.query_change_permissions()'), ('query_change_model', 'swarm.query_change_model()'),
-    ('query_approve', 'swarm.query_approve()')) t;
-END;
+    ('query_approve', 'swarm.query_approve()')) t(event, what)
+UNION ALL
+SELECT DISTINCT p.proname::text, format('swarm.%s()', p.proname) FROM pg_proc p
+WHERE p.pronamespace = 'swarm'::regnamespace AND p.prosrc = 'swarm_hooked_' || p.proname
+ORDER BY 1
+$$;
 
 CREATE FUNCTION swarm._hook_create(caller oid, event text, phase text, handler regproc, priority int, timeout interval) RETURNS int
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -66,7 +70,7 @@ DECLARE
 BEGIN
     IF NOT EXISTS (SELECT FROM swarm._hook_events() e WHERE e.event = _hook_create.event) THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('event "%s" is not known', event),
-            HINT = (SELECT format('Known are %s.', string_agg(e.event, ', ')) FROM swarm._hook_events() e);
+            HINT = 'swarm._hook_events() lists those that are.';
     ELSIF phase IS NULL OR phase NOT IN ('before', 'after') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'phase must be before or after';
     ELSIF priority IS NULL OR timeout IS NULL OR timeout < '1 ms' OR timeout > '1 hour' THEN
@@ -95,7 +99,7 @@ END $$;
 -- swarm.hook_create(event, phase, handler, priority, timeout): call a function
 -- around an operation, with the rights of who calls this. Returns its id.
 CREATE FUNCTION swarm.hook_create(event text, phase text, handler regproc, priority int = 0, timeout interval = '1 s') RETURNS int
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hook_create';
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_hook_create';
 COMMENT ON FUNCTION swarm.hook_create IS 'call a function before or after an operation; one before it can refuse it';
 
 CREATE FUNCTION swarm._hook_drop(caller oid, hook int) RETURNS void
@@ -108,7 +112,7 @@ BEGIN
 END $$;
 
 CREATE FUNCTION swarm.hook_drop(hook int) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hook_drop';
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_hook_drop';
 COMMENT ON FUNCTION swarm.hook_drop IS 'remove a hook';
 
 CREATE FUNCTION swarm._hook_enable(caller oid, hook int, enabled boolean) RETURNS void
@@ -121,7 +125,7 @@ BEGIN
 END $$;
 
 CREATE FUNCTION swarm.hook_enable(hook int, enabled boolean = true) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hook_enable';
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_hook_enable';
 COMMENT ON FUNCTION swarm.hook_enable IS 'switch a hook on or off';
 
 CREATE VIEW swarm.hook_stat AS
@@ -167,7 +171,7 @@ $$;
 -- swarm.retry_policy_set(target, policy): how often and when what fails is tried
 -- again, what is used instead, and when to stop asking. target: agent:TYPE, the
 -- agents of a type; or server:NAME, what uploads and models ask (src/net).
-CREATE FUNCTION swarm.retry_policy_set(target text, policy jsonb) RETURNS void
+CREATE FUNCTION swarm._retry_policy_set(target text, policy jsonb) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -184,19 +188,25 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'invalid retry policy: a wait must be between 0 and 1 day';
     END IF;
     INSERT INTO swarm._retry_policy AS p (target, first_wait, factor, max_wait, fallback, threshold, cooldown, max_attempts)
-    SELECT retry_policy_set.target, coalesce((policy->>'first_wait')::interval, '100 ms'), coalesce((policy->>'factor')::float8, 2),
+    SELECT _retry_policy_set.target, coalesce((policy->>'first_wait')::interval, '100 ms'), coalesce((policy->>'factor')::float8, 2),
            coalesce((policy->>'max_wait')::interval, '1 min'), policy->>'fallback', (policy->>'threshold')::int,
            coalesce((policy->>'cooldown')::interval, '30 s'), (policy->>'max_attempts')::int
     ON CONFLICT (target) DO UPDATE SET first_wait = EXCLUDED.first_wait, factor = EXCLUDED.factor, max_wait = EXCLUDED.max_wait,
         fallback = EXCLUDED.fallback, threshold = EXCLUDED.threshold, cooldown = EXCLUDED.cooldown, max_attempts = EXCLUDED.max_attempts;
 END $$;
+
+CREATE FUNCTION swarm.retry_policy_set(target text, policy jsonb) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_retry_policy_set';
 COMMENT ON FUNCTION swarm.retry_policy_set IS 'waits, fallback and circuit breaker of a target: agent:TYPE or server:NAME';
 
-CREATE FUNCTION swarm.retry_policy_drop(target text) RETURNS void
+CREATE FUNCTION swarm._retry_policy_drop(target text) RETURNS void
 LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DELETE FROM swarm._retry_policy p WHERE p.target = $1 AND NOT p.builtin;
 DELETE FROM swarm._circuit_breaker b WHERE b.target = $1;
 $$;
+
+CREATE FUNCTION swarm.retry_policy_drop(target text) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_retry_policy_drop';
 COMMENT ON FUNCTION swarm.retry_policy_drop IS 'forget the retry policy of a target, and its circuit breaker';
 
 -- What becomes of a task that failed: again after `wait`, perhaps by another
@@ -571,7 +581,7 @@ END $$;
 -- agent is the centre of a star and the root of a hierarchy. Kind auto chooses,
 -- each time it is called, and goes back when that was worse. Returns its id.
 CREATE FUNCTION swarm.topology_create(name text, kind text, agents bigint[]) RETURNS int
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_topology_create';
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_topology_create';
 COMMENT ON FUNCTION swarm.topology_create IS 'link agents as mesh, hierarchical, ring, star or auto: who may message whom';
 
 CREATE VIEW swarm.topologies WITH (security_invoker = true) AS
@@ -590,7 +600,7 @@ BEGIN
 END $$;
 
 CREATE FUNCTION swarm.topology_drop(name text) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_topology_drop';
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_topology_drop';
 COMMENT ON FUNCTION swarm.topology_drop IS 'remove a topology; its agents stay';
 
 -- swarm.topology_neighbours(agent_id): whom an agent is linked with now.
@@ -801,7 +811,7 @@ END $$;
 -- oldest first; they are read then.
 CREATE FUNCTION swarm.agent_inbox(agent_id bigint, lim int = 100)
 RETURNS TABLE (id bigint, from_agent bigint, kind text, body jsonb, hops int, sent_at timestamptz)
-LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'swarm_agent_inbox';
+LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'swarm_hooked_agent_inbox';
 COMMENT ON FUNCTION swarm.agent_inbox IS 'read the messages of an agent, each once';
 
 CREATE VIEW swarm.agent_messages WITH (security_invoker = true) AS
@@ -934,7 +944,7 @@ END $$;
 -- swarm.protocol_create(name, spec): steps before, during and after a task.
 -- Errors: 22023 with the path of what is wrong; 42501 it is another's.
 CREATE FUNCTION swarm.protocol_create(name text, spec jsonb) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_protocol_create';
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_protocol_create';
 COMMENT ON FUNCTION swarm.protocol_create IS 'define the steps before, during and after the tasks of agents';
 
 CREATE VIEW swarm.protocols AS SELECT p.name, p.owner, p.spec FROM swarm._protocol p;
@@ -1061,7 +1071,7 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state', MESSAGE = format('agent %s has no task', agent_id);
     END IF;
-    PERFORM swarm.job_progress(fraction, message);
+    PERFORM swarm._job_progress(fraction, message);
     PERFORM swarm._hook_run(caller, 'progress', 'before', jsonb_build_object('agent', a.id, 'id', t.id, 'fraction', fraction, 'message', message));
     PERFORM swarm._protocol_phase(a, t, 'during', NULL);
     INSERT INTO swarm._agent_event (agent, task, event, detail, at)

@@ -119,7 +119,7 @@ COMMENT ON FUNCTION swarm.query_start IS 'run a statement (sql) or a conversatio
 
 CREATE FUNCTION swarm.query_register(metadata jsonb = '{}') RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_query_register';
+AS 'MODULE_PATHNAME', 'swarm_hooked_query_register';
 COMMENT ON FUNCTION swarm.query_register IS 'make this session a query that others can pause and steer, until it ends; returns the id';
 
 CREATE FUNCTION swarm.query_wait(id bigint, timeout interval = '5 min') RETURNS text

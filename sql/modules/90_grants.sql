@@ -215,3 +215,16 @@ REVOKE ALL ON FUNCTION
     swarm._llm_call_next(bigint, bigint), swarm._llm_call_done(bigint, int, int, text, boolean),
     swarm._llm_call_results(bigint), swarm._llm_decisions(), swarm._llm_parse(text, bytea, int)
     FROM PUBLIC;
+
+-- What operations with hooks around them do (src/base/operation.h): nobody goes past the hooks.
+REVOKE ALL ON FUNCTION
+    swarm._job_cancel(bigint, text), swarm._job_progress(double precision, text), swarm._cache_watch(regclass),
+    swarm._cache_unwatch(regclass), swarm._experiment_assign(text, text, text[]),
+    swarm._experiment_outcome(text, text, float8), swarm._flag_set(text, boolean, numeric), swarm._jobs_resume(),
+    swarm._maintenance_schedule(), swarm._maintenance_unschedule(), swarm._optimizer_start(interval),
+    swarm._optimizer_stop(), swarm._retry_policy_set(text, jsonb), swarm._retry_policy_drop(text),
+    swarm._rollback_all(), swarm._rule_create(text, int, text, text, jsonb, boolean, boolean), swarm._rule_drop(text),
+    swarm._rule_enable(text, boolean),
+    swarm._schedule_create(text, text, text, jsonb, text, swarm.priority, int, interval, jsonb),
+    swarm._schedule_drop(text), swarm._schedule_run(text)
+    FROM PUBLIC;

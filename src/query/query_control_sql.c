@@ -398,7 +398,7 @@ cancel_job(int64 job)
 	if (job == 0)
 		return;
 	swarm_spi_begin(&spi);
-	swarm_spi_execute("SELECT swarm.job_cancel(id, 'the query was terminated') FROM swarm._job WHERE id = $1",
+	swarm_spi_execute("SELECT swarm._job_cancel(id, 'the query was terminated') FROM swarm._job WHERE id = $1",
 					  1, types, values, NULL);
 	swarm_spi_end(&spi);
 }
