@@ -513,7 +513,20 @@ SELECT t.name, t.owner, t.version, t.spec->>'description' AS description, t.capa
 FROM swarm._agent_type t;
 COMMENT ON VIEW swarm.agent_types IS 'types of agents';
 
--- swarm.agent_card(name): the A2A card of a type; NULL if there is none.
+-- A type by name. Errors: 42704 if there is none.
+CREATE FUNCTION swarm._agent_type_get(name text) RETURNS swarm._agent_type
+LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    t swarm._agent_type;
+BEGIN
+    SELECT * INTO t FROM swarm._agent_type o WHERE o.name = _agent_type_get.name;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('type of agents "%s" does not exist', name);
+    END IF;
+    RETURN t;
+END $$;
+
+-- swarm.agent_card(name): the A2A card of a type. Errors: 42704.
 CREATE FUNCTION swarm.agent_card(name text) RETURNS jsonb
 LANGUAGE sql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 SELECT jsonb_build_object('protocolVersion', '0.3.0', 'name', t.name,
@@ -523,18 +536,17 @@ SELECT jsonb_build_object('protocolVersion', '0.3.0', 'name', t.name,
     'skills', coalesce((SELECT jsonb_agg(jsonb_build_object('id', c, 'name', c, 'description', c,
                                                             'tags', jsonb_build_array(t.name)) ORDER BY c)
                         FROM unnest(t.capabilities) c), '[]'))
-FROM swarm._agent_type t WHERE t.name = agent_card.name
+FROM swarm._agent_type_get(name) t
 $$;
 COMMENT ON FUNCTION swarm.agent_card IS 'the Agent2Agent (A2A) card of a type of agents';
 
--- swarm.agent_tools(name): the tools of a type as an MCP tool list.
+-- swarm.agent_tools(name): the tools of a type as an MCP tool list. Errors: 42704.
 CREATE FUNCTION swarm.agent_tools(name text) RETURNS jsonb
 LANGUAGE sql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 SELECT jsonb_build_object('tools', coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object('name', x->'name',
     'description', x->'description', 'inputSchema', coalesce(x->'inputSchema', '{"type": "object"}'),
     'annotations', CASE WHEN x ? 'readOnly' THEN jsonb_build_object('readOnlyHint', x->'readOnly') END)) ORDER BY n), '[]'))
-FROM swarm._agent_type t, jsonb_array_elements(coalesce(t.spec->'tools', '[]')) WITH ORDINALITY e(x, n)
-WHERE t.name = agent_tools.name
+FROM swarm._agent_type_get(name) t, jsonb_array_elements(coalesce(t.spec->'tools', '[]')) WITH ORDINALITY e(x, n)
 $$;
 COMMENT ON FUNCTION swarm.agent_tools IS 'the tools of a type of agents as a Model Context Protocol (MCP) list';
 
@@ -1692,10 +1704,18 @@ SELECT * FROM swarm.agents a WHERE ($1 IS NULL OR a.type = $1) AND ($2 IS NULL O
 $$;
 COMMENT ON FUNCTION swarm.agent_list IS 'agents that the current role may see, all or of a type or state';
 
--- swarm.agent_status(agent_id): all about one agent; NULL if there is none.
+-- swarm.agent_status(agent_id): all about one agent. Errors: 42704 if there is
+-- none that the caller may see.
 CREATE FUNCTION swarm.agent_status(agent_id bigint) RETURNS jsonb
-LANGUAGE sql STABLE STRICT PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp AS $$
-SELECT to_jsonb(a) || jsonb_build_object('stat', (SELECT to_jsonb(s) - '{id,name,type}'::text[] FROM swarm.agent_stat s WHERE s.id = a.id))
-FROM swarm.agents a WHERE a.id = agent_id
-$$;
+LANGUAGE plpgsql STABLE STRICT PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    status jsonb;
+BEGIN
+    SELECT to_jsonb(a) || jsonb_build_object('stat', (SELECT to_jsonb(s) - '{id,name,type}'::text[] FROM swarm.agent_stat s WHERE s.id = a.id))
+    INTO status FROM swarm.agents a WHERE a.id = agent_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('agent %s does not exist', agent_id);
+    END IF;
+    RETURN status;
+END $$;
 COMMENT ON FUNCTION swarm.agent_status IS 'an agent with its figures, as one document';

@@ -787,6 +787,8 @@ DECLARE
 BEGIN
     IF NOT EXISTS (SELECT FROM swarm._agent a WHERE a.id = agent_id AND pg_has_role(caller, a.owner::oid, 'USAGE')) THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('agent %s does not exist', coalesce(agent_id::text, 'NULL'));
+    ELSIF lim < 1 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'lim must be positive, or null for all';
     END IF;
     FOR r IN WITH next AS (SELECT m.id FROM swarm._agent_message m WHERE m.to_agent = agent_id AND m.read_at IS NULL
                            ORDER BY m.id LIMIT lim FOR UPDATE SKIP LOCKED),

@@ -139,7 +139,7 @@ REVOKE ALL ON FUNCTION
 -- agent: everybody may spawn agents of the types that there are, as himself or a role he is a member of, give tasks to
 -- them and command them. Types, hooks, protocols and retry policies decide what runs with the rights of others, so they are
 -- for administrators and whom they grant it to. _agent_work, _agent_run_job, _agent_run_model and _protocol_memory are run
--- with the rights of an agent's role; views call _hook_counts and _topology_measured; functions that run as their caller call
+-- with the rights of an agent's role; views call _hook_counts and _topology_measured; functions that run as their caller call _agent_type_get,
 -- _topology_links, _topology_linked and _topology_rules, and are held by row-level security.
 GRANT SELECT ON swarm._agent_type, swarm._agent_set, swarm._agent, swarm._agent_task, swarm._agent_event, swarm._spawn_batch,
     swarm._topology, swarm._topology_member, swarm._agent_message, swarm._protocol, swarm._protocol_run, swarm._agent_pattern TO PUBLIC;
