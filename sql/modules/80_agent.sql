@@ -1157,7 +1157,7 @@ BEGIN
     IF t.strategy IS NOT NULL THEN
         PERFORM swarm._strategy_note(t.strategy, CASE WHEN error IS NULL THEN 1 / (1 + ms / 1000) ELSE 0 END);
     END IF;
-    IF state IS DISTINCT FROM 'BREAK' THEN
+    IF state IS DISTINCT FROM 'BREAK' AND EXISTS (SELECT FROM swarm._topology_member m WHERE m.agent = agent_id) THEN
         PERFORM swarm._topology_note(a.id, 1, extract(epoch FROM swarm._now() - t.run_at)::float8 * 1000, (error IS NOT NULL)::int);
     END IF;
     PERFORM swarm._agent_go(a, CASE WHEN a.pause_wanted AND a.state = 'busy' THEN 'park' ELSE 'done' END, error);

@@ -9,6 +9,7 @@
 #include "catalog/pg_type.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "portability/instr_time.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
@@ -29,19 +30,32 @@ Datum
 swarm_operation(FunctionCallInfo fcinfo, const char *name, PGFunction function)
 {
 	Oid			role = GetUserId();
+	bool		timed = swarm_hook_wanted(name, SWARM_HOOK_AFTER);
 	SwarmHookData data;
 	NullableDatum result;
+	instr_time	start;
 
 	if (swarm_hook_wanted(name, SWARM_HOOK_BEFORE))
 	{
 		tell(&data, fcinfo, NULL);
 		swarm_hook_before(name, role, &data);
 	}
+	if (timed)
+		INSTR_TIME_SET_CURRENT(start);
 	result.value = function != NULL ? function(fcinfo) : call_private(fcinfo, name);
 	result.isnull = fcinfo->isnull;
 	if (swarm_hook_wanted(name, SWARM_HOOK_AFTER))
 	{
+		instr_time	took;
+
 		tell(&data, fcinfo, &result);
+		/* not of an operation that has made the first hook of itself */
+		if (timed)
+		{
+			INSTR_TIME_SET_CURRENT(took);
+			INSTR_TIME_SUBTRACT(took, start);
+			swarm_hook_ms(&data, "ms", INSTR_TIME_GET_MICROSEC(took));
+		}
 		swarm_hook_after(name, role, &data);
 	}
 	return result.value;

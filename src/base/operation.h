@@ -5,7 +5,7 @@
  * swarm.NAME is declared with the symbol swarm_hooked_NAME, which calls the hooks of
  * event NAME (base/hook.h) before and after the function itself.  What a hook is
  * told are the arguments by name and, after it, the result, unless that is void, a
- * set or a record.
+ * set or a record, and how many milliseconds (ms) it took.
  *
  *		SWARM_HOOKED(NAME)		the function is in C: swarm_NAME
  *		SWARM_HOOKED_SQL(NAME)	it is in SQL or PL/pgSQL: swarm._NAME, which nobody may

@@ -54,7 +54,7 @@ SELECT swarm.queue_create('agent_operations forbidden');
 ROLLBACK TO refused;
 SELECT swarm.flag_set('agent_operations forbidden');
 ROLLBACK TO refused;
-SELECT event, phase, role = current_user AS me, CASE WHEN data ? 'agent_id' OR data ? 'id' THEN data - '{agent_id,id}'::text[] ELSE data END AS data
+SELECT event, phase, role = current_user AS me, (data->>'ms')::float8 >= 0 AS ms, data - '{agent_id,id,ms}'::text[] AS data
 FROM agent_operations.told ORDER BY n;
 SELECT event, calls, failures FROM swarm.hook_stat WHERE handler = 'agent_operations.broken';
 ROLLBACK;
