@@ -114,7 +114,7 @@ COMMENT ON FUNCTION swarm.qhnsw_recall(regclass, integer, integer)
 CREATE FUNCTION swarm.qhnsw_prewarm(index regclass)
 RETURNS bigint
 AS 'MODULE_PATHNAME', 'swarm_hooked_qhnsw_prewarm'
-LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED COST 10000;
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE COST 10000;
 COMMENT ON FUNCTION swarm.qhnsw_prewarm(regclass)
 	IS 'read a qhnsw index into shared buffers';
 

@@ -174,9 +174,10 @@ CREATE TYPE swarm.agent AS (
     metadata jsonb,
     settings jsonb,
     task bigint,
-    attempt int
+    attempt int,
+    restored jsonb
 );
-COMMENT ON TYPE swarm.agent IS 'an agent, as its handler sees it; settings is the spec of its type, attempt counts from 1';
+COMMENT ON TYPE swarm.agent IS 'an agent, as its handler sees it; settings is the spec of its type, attempt counts from 1, restored is what steps restore have read';
 
 -- ---------------------------------------------------------------------
 -- States
@@ -1036,7 +1037,7 @@ BEGIN
     task := t.id;
     proc := swarm._agent_handler(CASE WHEN t.message IS NULL THEN y.handler ELSE y.spec->'hooks'->>'message' END);
     payload := t.payload;
-    agent := ROW(a.id, a.name, a.type, s.capabilities, a.priority, a.metadata, y.spec, t.id, t.attempts + 1)::swarm.agent;
+    agent := ROW(a.id, a.name, a.type, s.capabilities, a.priority, a.metadata, y.spec, t.id, t.attempts + 1, NULL)::swarm.agent;
     timeout_us := coalesce(extract(epoch FROM least(t.timeout, (y.spec->'budget'->>'max_task_time')::interval,
                                                     CASE WHEN t.deadline IS NOT NULL THEN least(greatest(t.deadline - swarm._now(), '1 ms'), '10000 days') END))
                            * 1000000, 0);
@@ -1046,7 +1047,7 @@ END $$;
 
 -- What comes before a task; why it must not begin, or NULL. code BREAK: its
 -- type is not asked at the moment.
-CREATE FUNCTION swarm._agent_begin(agent_id bigint, task_id bigint, OUT veto text, OUT code text)
+CREATE FUNCTION swarm._agent_begin(agent_id bigint, task_id bigint, INOUT agent swarm.agent, OUT veto text, OUT code text)
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     a swarm._agent;
@@ -1067,8 +1068,10 @@ BEGIN
     veto := coalesce(CASE WHEN t.message IS NOT NULL AND NOT coalesce(spec->'hooks' ? 'message', false) THEN 'its type has no hook for messages any more' END,
                      CASE WHEN spec ? 'budget' THEN swarm._agent_budget(a, spec->'budget') END,
                      swarm._hook_run(a.owner, 'task', 'before', jsonb_build_object('agent', a.id, 'type', a.type, 'id', t.id, 'task', t.payload)),
-                     CASE WHEN spec->'hooks' ? 'before_task' THEN swarm._agent_type_hook(a, t, 'before_task', spec->'hooks'->>'before_task', '{}') END,
-                     swarm._protocol_phase(a, t, 'before', NULL));
+                     CASE WHEN spec->'hooks' ? 'before_task' THEN swarm._agent_type_hook(a, t, 'before_task', spec->'hooks'->>'before_task', '{}') END);
+    IF veto IS NULL THEN
+        SELECT p.veto, p.restored INTO veto, agent.restored FROM swarm._protocol_phase(a, t, 'before', NULL) p;
+    END IF;
 END $$;
 
 -- What the budget of its type allows an agent a day (UTC), this task included:

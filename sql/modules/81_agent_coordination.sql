@@ -970,7 +970,7 @@ BEGIN
         IF found IS NULL AND coalesce((step->>'required')::boolean, false) THEN
             RETURN jsonb_build_object('veto', format('%s has no "%s"', step->>'namespace', step->>'key'));
         END IF;
-        RETURN jsonb_build_object('found', found IS NOT NULL);
+        RETURN jsonb_build_object('found', found IS NOT NULL) || CASE WHEN step->>'do' = 'restore' AND found IS NOT NULL THEN jsonb_build_object('value', found) ELSE '{}' END;
     WHEN 'store' THEN
         PERFORM swarm.memory_store(step->>'namespace', step->>'key', step->'value', ttl => (step->>'ttl')::interval);
     WHEN 'clean' THEN
@@ -979,9 +979,11 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- The steps of a phase. Before a task, the first that refuses ends it: returns
+-- The steps of a phase. Before a task, the first that refuses ends it: veto is
 -- why. Otherwise a step that fails is recorded, and the next one is done.
-CREATE FUNCTION swarm._protocol_phase(a swarm._agent, t swarm._agent_task, phase text, outcome jsonb) RETURNS text
+-- restored: what steps restore have read, by their keys as they are written.
+CREATE FUNCTION swarm._protocol_phase(a swarm._agent, t swarm._agent_task, phase text, outcome jsonb,
+    OUT veto text, OUT restored jsonb)
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
@@ -989,23 +991,25 @@ DECLARE
     step jsonb;
     n int := 0;
     r record;
-    veto text;
+    written text;
     proc oid;
     begun timestamptz;
     problem text;
     receiver bigint;
 BEGIN
     IF t.protocol IS NULL THEN
-        RETURN NULL;
+        RETURN;
     END IF;
     SELECT * INTO p FROM swarm._protocol o WHERE o.name = t.protocol;
     IF NOT FOUND THEN
-        RETURN CASE phase WHEN 'before' THEN format('protocol "%s" does not exist', t.protocol) END;
+        veto := CASE phase WHEN 'before' THEN format('protocol "%s" does not exist', t.protocol) END;
+        RETURN;
     END IF;
     FOR step IN SELECT * FROM jsonb_array_elements(coalesce(p.spec->phase, '[]')) LOOP
         n := n + 1;
         begun := clock_timestamp();
         problem := NULL;
+        written := step->>'key';
         -- names of the agent and the task in keys
         IF step ? 'key' THEN
             step := step || jsonb_build_object('key', replace(replace(step->>'key', '{agent}', a.name), '{task}', t.id::text));
@@ -1024,6 +1028,9 @@ BEGIN
                          THEN jsonb_build_object('agent', a.id, 'name', a.name, 'id', t.id, 'task', t.payload, 'outcome', outcome)
                          ELSE step || jsonb_build_object('value', coalesce(outcome, t.payload)) END, 10000);
                 problem := coalesce(r.error, r.result->>'veto');
+                IF step->>'do' = 'restore' AND r.result ? 'value' THEN
+                    restored := coalesce(restored, '{}') || jsonb_build_object(written, r.result->'value');
+                END IF;
             END IF;
         ELSIF step->>'do' IN ('notify', 'handoff') THEN
             FOR receiver IN
@@ -1052,10 +1059,10 @@ BEGIN
         VALUES (t.id, a.id, p.name, phase, n, step->>'do', problem IS NULL, problem,
                 extract(epoch FROM clock_timestamp() - begun) * 1000, swarm._now());
         IF problem IS NOT NULL AND phase = 'before' THEN
-            RETURN format('step "%s": %s', step->>'do', problem);
+            veto := format('step "%s": %s', step->>'do', problem);
+            RETURN;
         END IF;
     END LOOP;
-    RETURN NULL;
 END $$;
 
 CREATE FUNCTION swarm._agent_progress(caller oid, agent_id bigint, fraction float8, message text) RETURNS void

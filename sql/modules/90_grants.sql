@@ -150,7 +150,7 @@ REVOKE ALL ON FUNCTION swarm.agent_type_create(jsonb), swarm.agent_type_drop(tex
     swarm.hook_create(text, text, regproc, int, interval), swarm.hook_drop(int), swarm.hook_enable(int, boolean),
     swarm.retry_policy_set(text, jsonb), swarm.retry_policy_drop(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION
-    swarm._agent_adopt(bigint[]), swarm._agent_assign(bigint, bigint), swarm._agent_begin(bigint, bigint),
+    swarm._agent_adopt(bigint[]), swarm._agent_assign(bigint, bigint), swarm._agent_begin(bigint, bigint, swarm.agent),
     swarm._agent_budget(swarm._agent, jsonb), swarm._agent_type_hook(swarm._agent, swarm._agent_task, text, text, jsonb),
     swarm._agent_call(oid, oid, jsonb, integer), swarm._agent_check(jsonb, text),
     swarm._agent_command(oid, swarm._agent, text, text), swarm._agent_disperse(swarm._agent),

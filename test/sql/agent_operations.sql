@@ -61,4 +61,7 @@ ROLLBACK;
 -- whoever may not call the function cannot call what does it
 SELECT p.oid::regprocedure FROM pg_proc p JOIN pg_proc o ON o.pronamespace = p.pronamespace AND p.proname = '_' || o.proname
 WHERE p.pronamespace = 'swarm'::regnamespace AND o.prosrc = 'swarm_hooked_' || o.proname AND has_function_privilege('pg_read_all_stats', p.oid, 'EXECUTE') ORDER BY 1;
+-- hooks may write, so no operation is for parallel queries
+SELECT p.oid::regprocedure FROM pg_proc p
+WHERE p.pronamespace = 'swarm'::regnamespace AND p.prosrc = 'swarm_hooked_' || p.proname AND (p.proparallel <> 'u' OR p.provolatile <> 'v') ORDER BY 1;
 DROP SCHEMA agent_operations CASCADE;
