@@ -335,7 +335,8 @@ swarm_shard_wake_for(SwarmShard *shard, Oid role)
 	}
 	if (found != NULL)
 		wake_slot(found);
-	else if (shard->runners < swarm_max_runners || (shard->critical > 0 && shard->extra == 0))
+	else if (shard->runners < swarm_max_runners ||
+			 (dlist_is_empty(&shard->idle) && shard->critical > 0 && shard->extra == 0))
 	{
 		shard->want_runner = true;
 		swarm_shard_wake_scheduler(shard);

@@ -38,6 +38,14 @@ sub result_of
 
 objects($node);
 
+# One place for all: idle, it is given up for whatever comes.
+for my $priority (qw(low critical))
+{
+	is($node->safe_psql('postgres', "SET ROLE $_; SELECT swarm.job_enqueue('look', priority => '$priority') AS id \\gset \nSELECT state FROM swarm.job_wait(:id, '180 s')"),
+		'completed', "a job of $_, priority $priority, makes the idle runner of another role end")
+		foreach @roles;
+}
+
 # The user of the session.
 for my $role ('postgres', @roles, 'postgres')
 {
@@ -75,7 +83,7 @@ is( $node->safe_psql('postgres', q{
 SET ROLE regress_role_a;
 SELECT swarm.job_enqueue('proc', max_attempts => 1) AS id \gset
 SELECT state, error FROM swarm.job_wait(:id);
-SELECT owner, session, other FROM seen ORDER BY ctid}),
+SELECT owner, session, other FROM seen WHERE id IS NULL ORDER BY ctid}),
 	join("\n", 'completed|', map { "regress_role_a|regress_role_a|$_" } 'begin', 'reset', 'parallel regress_role_a'),
 	'a procedure: after COMMIT, ROLLBACK and in parallel workers');
 is(result_of('regress_role_a', q{SELECT count(*) AS n FROM many WHERE who = session_user::text}), '[{"n": 20000}]', 'a function: in parallel workers');
