@@ -123,7 +123,7 @@ AS 'MODULE_PATHNAME', 'swarm_query_register';
 COMMENT ON FUNCTION swarm.query_register IS 'make this session a query that others can pause and steer, until it ends; returns the id';
 
 CREATE FUNCTION swarm.query_wait(id bigint, timeout interval = '5 min') RETURNS text
-LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_query_wait';
 COMMENT ON FUNCTION swarm.query_wait IS 'wait until a query has ended or the timeout is over, and return its state';
 
