@@ -206,7 +206,7 @@ COMMENT ON FUNCTION swarm.permission_bypass IS 'does nothing: EXECUTE on it is t
 
 CREATE FUNCTION swarm.query_pause(id bigint, mode text = NULL, timeout interval = '1 s', length interval = NULL)
 RETURNS text LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT swarm._query_act('pause', id, jsonb_build_object('mode', mode, 'timeout', timeout, 'for', length)) $$;
+AS $$ SELECT swarm._query_act('pause', id, jsonb_build_object('mode', mode, 'timeout', timeout, 'length', length)) $$;
 COMMENT ON FUNCTION swarm.query_pause IS 'hold a query where it is; returns paused, or pausing if it has not come to a point where it can be held';
 
 CREATE FUNCTION swarm.query_resume(id bigint) RETURNS text
