@@ -886,10 +886,18 @@ COMMENT ON FUNCTION swarm.llm_count_tokens IS 'ask a model''s server how many to
 
 -- swarm.llm_embeddings(id): errors: 42704.
 CREATE FUNCTION swarm.llm_embeddings(id bigint, OUT no int, OUT embedding real[]) RETURNS SETOF record
-LANGUAGE sql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-SELECT n::int, (SELECT array_agg(v::real ORDER BY k) FROM jsonb_array_elements_text(e) WITH ORDINALITY y(v, k))
-FROM swarm._llm_conversation c, jsonb_array_elements(c.result->'embeddings') WITH ORDINALITY x(e, n)
-WHERE c.id = llm_embeddings.id $$;
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    embeddings jsonb;
+BEGIN
+    SELECT c.result->'embeddings' INTO embeddings FROM swarm._llm_conversation c WHERE c.id = llm_embeddings.id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('conversation %s does not exist', id);
+    END IF;
+    RETURN QUERY
+    SELECT n::int, (SELECT array_agg(v::real ORDER BY k) FROM jsonb_array_elements_text(e) WITH ORDINALITY y(v, k))
+    FROM jsonb_array_elements(embeddings) WITH ORDINALITY x(e, n);
+END $$;
 COMMENT ON FUNCTION swarm.llm_embeddings IS 'the embeddings that swarm.llm_embed has asked for, in the order of its texts';
 
 -- A conversation that the caller may act on, locked. Errors: 42704, 55000 it

@@ -240,9 +240,17 @@ AS $$ SELECT swarm._query_act('approve', id, jsonb_build_object('request', reque
 COMMENT ON FUNCTION swarm.query_approve IS 'answer what a query has asked: allow or deny';
 
 CREATE FUNCTION swarm.query_status(id bigint) RETURNS jsonb
-LANGUAGE sql VOLATILE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
-AS $$ SELECT to_jsonb(q) FROM swarm.queries q WHERE q.id = $1 $$;
-COMMENT ON FUNCTION swarm.query_status IS 'the row of swarm.queries; null if there is none that the caller may see';
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    status jsonb := (SELECT to_jsonb(q) FROM swarm.queries q WHERE q.id = query_status.id);
+BEGIN
+    IF status IS NULL THEN
+        RAISE 'query % does not exist', id USING ERRCODE = 'undefined_object';
+    END IF;
+    RETURN status;
+END $$;
+COMMENT ON FUNCTION swarm.query_status IS 'the row of swarm.queries';
 
 CREATE FUNCTION swarm.query_list(include_history boolean = false) RETURNS SETOF swarm.queries
 LANGUAGE sql VOLATILE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
@@ -262,8 +270,17 @@ AS $$ SELECT count(*), count(*) FILTER (WHERE state = 'running'), count(*) FILTE
 COMMENT ON FUNCTION swarm.query_stats IS 'how many queries are in which state, and events of all that were not written down since the start of the server';
 
 CREATE FUNCTION swarm.query_result(id bigint) RETURNS jsonb
-LANGUAGE sql VOLATILE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
-AS $$ SELECT result FROM swarm._query q WHERE q.id = $1 $$;
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    result jsonb;
+BEGIN
+    SELECT q.result INTO result FROM swarm._query q WHERE q.id = query_result.id;
+    IF NOT FOUND THEN
+        RAISE 'query % does not exist', id USING ERRCODE = 'undefined_object';
+    END IF;
+    RETURN result;
+END $$;
 COMMENT ON FUNCTION swarm.query_result IS 'what a query has come to: of a statement {"rows", "data", "truncated"}, or {"rows", "table"}; null before its end';
 
 CREATE FUNCTION swarm.query_control(action text, query_id bigint = NULL, params jsonb = '{}') RETURNS jsonb
