@@ -180,6 +180,9 @@ swarm_s3_list(PG_FUNCTION_ARGS)
 	call.body.fd = -1;
 	page = AllocSetContextCreate(CurrentMemoryContext, "pg_swarm page", ALLOCSET_DEFAULT_SIZES);
 	swarm_s3_check_prefix(call.server, call.bucket, prefix);
+	prefix = pg_server_to_any(prefix, strlen(prefix), PG_UTF8);
+	if (after != NULL)
+		after = pg_server_to_any(after, strlen(after), PG_UTF8);
 	while (most > 0)
 	{
 		SwarmNetRequest *request;
