@@ -195,6 +195,7 @@ run_copy(CopyToState copy, int fd, int64 limit)
 	EndCopyTo(copy);
 	return check_size(fd, limit);
 }
+
 /*
  * watch_run: ExecutorRun_hook, once: whatever the query runs is not watched.
  */
