@@ -3,12 +3,13 @@
 CREATE FUNCTION swarm._worker_processes(OUT role text, OUT pid int, OUT datid oid, OUT slot int,
     OUT generation bigint, OUT state text, OUT since timestamptz, OUT job bigint, OUT attempt int,
     OUT kind int, OUT job_owner oid, OUT job_started timestamptz, OUT fraction float8,
-    OUT message text, OUT jobs_done bigint, OUT chore text, OUT chore_object oid)
+    OUT message text, OUT jobs_done bigint, OUT chore text, OUT chore_object oid, OUT runs_as oid)
 RETURNS SETOF record LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 10
 AS 'MODULE_PATHNAME', 'swarm_worker_processes';
 
 CREATE VIEW swarm.workers AS
 SELECT w.role, w.pid, d.datname AS database, w.slot, w.generation, w.state, w.since,
+       w.runs_as::regrole AS runs_as,
        w.job,
        CASE WHEN w.datid = (SELECT oid FROM pg_database WHERE datname = current_database())
             THEN coalesce(h.kind, CASE WHEN w.kind = 1 THEN 'sql' END) END AS kind,

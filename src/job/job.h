@@ -147,7 +147,11 @@ typedef struct SwarmSlot
 	Oid			database;
 	int			pid;
 	Latch	   *latch;
+	Oid			role;			/* whose work it does; InvalidOid = none yet */
+	TimestampTz role_since;
+	bool		lent;			/* to the scheduler, which keeps no role */
 	bool		critical_only;	/* the extra runner beyond the maximum */
+	bool		leaving;		/* makes room for one of another role */
 	bool		stop;			/* asked to end */
 	bool		idle_listed;
 	dlist_node	idle_node;
@@ -284,6 +288,8 @@ extern int	swarm_slot_number(const SwarmSlot *slot);
 extern void swarm_shard_wake_scheduler(SwarmShard *shard);
 extern bool swarm_shard_has_ready(const SwarmShard *shard);
 extern void swarm_shard_wake_all(SwarmShard *shard);
+extern void swarm_shard_wake_longest_idle(SwarmShard *shard);
+extern bool swarm_shard_makes_room(const SwarmShard *shard);
 extern void swarm_shard_stop_runners(SwarmShard *shard);
 extern void swarm_slot_cancel(SwarmSlot *slot, const char *reason);
 
@@ -483,6 +489,12 @@ extern void swarm_job_ring_ended(int64 id, SwarmJobState state);
  */
 extern void swarm_job_run(SwarmShard *shard, SwarmSlot *slot,
 						  SwarmClaim *claims, int n);
+
+/*
+ * job_role.c: this process works for `role` from now on, with its settings too
+ * if it keeps the role to its end.  Inside a transaction.
+ */
+extern void swarm_role_take(Oid role, bool settings);
 
 /* Called by the runner's init: the timeout that ends a handler. */
 extern void swarm_job_run_init(void);

@@ -14,6 +14,11 @@
  * jobs go first (but every eighth claim goes to the others), then the one
  * with the earliest (ready since - priority * pg_swarm.job_ageing): a lower
  * priority waits at most that much longer than a higher one.
+ *
+ * A runner works for one role, that of its first job, to its end.  Where the
+ * next job is another role's, a runner of that role is woken, or one is
+ * started; if there are as many as may be, a runner makes room by ending, but
+ * not before it has worked TURN_MS for its own role, if that has jobs.
  */
 #include "postgres.h"
 
@@ -28,11 +33,16 @@
 
 #define CRITICAL_IN_A_ROW	7
 #define FLUSH_MAX			1000
+#define TURN_MS				200
+#define OWN_LOOKS			512 /* at jobs and at queues, for one of the own
+								 * role */
 #define ALONE				(SWARM_READY_SUSPECT | SWARM_READY_NO_BATCH)
 
 static bool claims_open(const SwarmShard *shard);
 static SwarmQueue *next_queue(SwarmShard *shard, bool critical_only);
 static SwarmEntry *best_ready(SwarmShard *shard, SwarmQueue *q, bool critical_only);
+static SwarmEntry *own_ready(SwarmShard *shard, const SwarmSlot *slot, TimestampTz now);
+static bool room_is_made(const SwarmShard *shard);
 static bool others_turn(SwarmShard *shard, SwarmQueue *q);
 static dlist_head *best_list(dlist_head *lists, bool critical_only, bool critical_first);
 static bool kind_may_start(SwarmShard *shard, SwarmEntry *e, TimestampTz now);
@@ -50,6 +60,7 @@ swarm_queue_claim(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int ma
 	TimestampTz now = swarm_now();
 	SwarmQueue *q;
 	int			n = 0;
+	Oid			foreign = InvalidOid;	/* whose job was left to others */
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	if (slot->idle_listed)
@@ -57,7 +68,7 @@ swarm_queue_claim(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int ma
 		dlist_delete(&slot->idle_node);
 		slot->idle_listed = false;
 	}
-	while (n == 0 && !slot->stop && claims_open(shard) &&
+	while (n == 0 && !OidIsValid(foreign) && !slot->stop && claims_open(shard) &&
 		   (q = next_queue(shard, slot->critical_only)) != NULL)
 	{
 		int			most = Min(max, q->batch);
@@ -68,6 +79,15 @@ swarm_queue_claim(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int ma
 		{
 			if (n > 0 && ((e->job.flags & ALONE) || e->job.owner != claims[0].job.owner))
 				break;
+			if (n == 0 && OidIsValid(slot->role) && slot->role != e->job.owner)
+			{
+				foreign = e->job.owner;
+				e = own_ready(shard, slot, now);
+				if (e == NULL)
+					break;
+				q = e->queue;
+				most = 1;
+			}
 			if (!kind_may_start(shard, e, now))
 				continue;		/* it was parked */
 			take_entry(shard, e, ENTRY_CLAIMED);
@@ -92,22 +112,112 @@ swarm_queue_claim(SwarmShard *shard, SwarmSlot *slot, SwarmClaim *claims, int ma
 		slot->state = SWARM_SLOT_IDLE;
 		slot->since = now;
 		slot->job = 0;
-		if (!slot->critical_only)	/* which ends now */
+		if (slot->critical_only)	/* which ends now */
 		{
+			if (!dlist_is_empty(&shard->ring))
+				swarm_shard_wake_runner(shard); /* what it has left to others */
+		}
+		else if (!OidIsValid(foreign) || !swarm_slot_make_room(shard, slot))
+		{
+			if (OidIsValid(foreign))
+				swarm_shard_wake_for(shard, foreign);
 			dlist_push_head(&shard->idle, &slot->idle_node);
 			slot->idle_listed = true;
 		}
-		else if (!dlist_is_empty(&shard->ring))
-			swarm_shard_wake_runner(shard); /* what it has left to others */
 	}
 	else
 	{
 		slot->state = SWARM_SLOT_RUNNING;
+		swarm_slot_bind(slot, claims[0].job.owner);
 		if (!dlist_is_empty(&shard->ring) || swarm_chore_ready(shard))
 			swarm_shard_wake_runner(shard);
 	}
 	LWLockRelease(swarm_job_lock);
 	return n;
+}
+
+void
+swarm_slot_bind(SwarmSlot *slot, Oid role)
+{
+	if (slot->role == role)
+		return;
+	slot->role = role;
+	slot->role_since = GetCurrentTimestamp();
+}
+
+bool
+swarm_slot_make_room(SwarmShard *shard, SwarmSlot *slot)
+{
+	if (slot->critical_only || slot->lent || room_is_made(shard))
+		return false;
+	slot->leaving = true;
+	if (slot->idle_listed)
+		dlist_delete(&slot->idle_node);
+	slot->idle_listed = false;
+	return true;
+}
+
+/* room_is_made: can a runner for another role come, or does one already? */
+static bool
+room_is_made(const SwarmShard *shard)
+{
+	return (shard->runners < swarm_max_runners && !shard->slots_exhausted) ||
+		swarm_shard_makes_room(shard);
+}
+
+/*
+ * own_ready: a job of the slot's own role, where the next is another's; NULL
+ * if there is none among the first ones, or the slot has had its turn.
+ */
+static SwarmEntry *
+own_ready(SwarmShard *shard, const SwarmSlot *slot, TimestampTz now)
+{
+	int			looks = 0;
+	dlist_iter	queues;
+	dlist_iter	jobs;
+
+	if (TimestampDifferenceExceeds(slot->role_since, GetCurrentTimestamp(), TURN_MS) &&
+		!room_is_made(shard))
+		return NULL;
+	dlist_foreach(queues, &shard->ring)
+	{
+		SwarmQueue *q = dlist_container(SwarmQueue, ring_node, queues.cur);
+
+		if (++looks > OWN_LOOKS)
+			break;
+		if (q->max_running > 0 && q->running >= q->max_running)
+			continue;
+		if (!swarm_bucket_has(&q->bucket, now))
+			continue;
+		for (int p = SWARM_PRIORITY_CRITICAL; p >= 0; p--)
+		{
+			if (slot->critical_only && p < SWARM_PRIORITY_CRITICAL)
+				break;
+			dlist_foreach(jobs, &q->ready[p])
+			{
+				SwarmEntry *e = dlist_container(SwarmEntry, link, jobs.cur);
+
+				if (e->job.owner == slot->role)
+					return e;
+				if (++looks > OWN_LOOKS)
+					return NULL;
+			}
+		}
+	}
+	return NULL;
+}
+
+/*
+ * swarm_queue_next_role: whose is the queue's next job; InvalidOid if it has
+ * none.
+ */
+Oid
+swarm_queue_next_role(SwarmQueue *q)
+{
+	dlist_head *list = best_list(q->ready, false, q->critical_run < CRITICAL_IN_A_ROW);
+
+	return list == NULL ? InvalidOid :
+		dlist_container(SwarmEntry, link, dlist_head_node(list))->job.owner;
 }
 
 /* claims_open: may anybody claim from this database now? */
@@ -565,6 +675,8 @@ swarm_queue_slot_died(SwarmSlot *slot, bool counts)
 		swarm_shard_wake_scheduler(shard);
 	}
 	slot->state = SWARM_SLOT_FREE;
+	slot->role = InvalidOid;
+	slot->leaving = false;
 	slot->generation++;
 	slot->job = 0;
 	slot->pid = 0;

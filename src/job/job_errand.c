@@ -66,8 +66,9 @@ void		(*swarm_errand_hook) (Oid role, Oid object) = NULL;
 static ErrandShared *shared = NULL;
 
 static Size errand_size(void);
+static Errand *oldest(const SwarmShard *shard, Oid role);
 static Errand *take(SwarmShard *shard, SwarmSlot *slot);
-static void run(Oid role, Oid object, int *sqlstate, char *error);
+static void run(Oid role, Oid object, bool lent, int *sqlstate, char *error);
 static void settle(Errand *e, int sqlstate, const char *error);
 
 static SwarmShmemPiece errand_piece = {
@@ -115,7 +116,7 @@ swarm_errand_post(Oid role, Oid object)
 		e->posted = GetCurrentTimestamp();
 		shared->waiting++;
 		if (shard != NULL)
-			swarm_shard_wake_runner(shard);
+			swarm_shard_wake_for(shard, role);
 	}
 	LWLockRelease(swarm_job_lock);
 	return found;
@@ -175,14 +176,45 @@ swarm_errand_turn(SwarmShard *shard, SwarmSlot *slot)
 
 	if (e == NULL)
 		return false;
-	run(e->role, e->object, &sqlstate, error);
+	run(e->role, e->object, slot->lent, &sqlstate, error);
 	settle(e, sqlstate, error);
 	return true;
 }
 
 /*
- * take: the oldest of this database, and leave the idle list in the same
- * critical section.  The next one is somebody else's: wake him.
+ * swarm_errand_next_role: whose is the one that waits longest?
+ */
+Oid
+swarm_errand_next_role(const SwarmShard *shard)
+{
+	Errand	   *first = oldest(shard, InvalidOid);
+
+	return first == NULL ? InvalidOid : first->role;
+}
+
+/* oldest: that waits in this database, of that role if it is valid. */
+static Errand *
+oldest(const SwarmShard *shard, Oid role)
+{
+	Errand	   *first = NULL;
+
+	for (int i = 0; shared->waiting > 0 && i < MAX_ERRANDS; i++)
+	{
+		Errand	   *e = &shared->errands[i];
+
+		if (e->state == ERRAND_WAITING && e->database == shard->database &&
+			(!OidIsValid(role) || e->role == role) &&
+			(first == NULL || e->number < first->number))
+			first = e;
+	}
+	return first;
+}
+
+/*
+ * take: the oldest of this database that the slot's role allows, and leave the
+ * idle list in the same critical section.  The next one is somebody else's:
+ * wake him.  Who finds only those of other roles, which nobody comes to do,
+ * makes room.
  */
 static Errand *
 take(SwarmShard *shard, SwarmSlot *slot)
@@ -191,19 +223,18 @@ take(SwarmShard *shard, SwarmSlot *slot)
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	if (shared->waiting > 0 && !slot->stop && !slot->critical_only && shard->holds == 0 &&
-		shard->state == SWARM_SHARD_SERVING)
+		shard->state == SWARM_SHARD_SERVING && !slot->leaving)
 	{
-		for (int i = 0; i < MAX_ERRANDS; i++)
+		first = oldest(shard, slot->role);
+		if (first == NULL && swarm_errands_waiting(shard) > 0)
 		{
-			Errand	   *e = &shared->errands[i];
-
-			if (e->state == ERRAND_WAITING && e->database == shard->database &&
-				(first == NULL || e->number < first->number))
-				first = e;
+			if (!swarm_slot_make_room(shard, slot))
+				swarm_shard_wake_for(shard, swarm_errand_next_role(shard));
 		}
 	}
 	if (first != NULL)
 	{
+		swarm_slot_bind(slot, first->role);
 		first->state = ERRAND_TAKEN;
 		first->slot = swarm_slot_number(slot);
 		first->pid = MyProcPid;
@@ -225,7 +256,7 @@ take(SwarmShard *shard, SwarmSlot *slot)
  * run: in a transaction of its own, with the rights of the role.
  */
 static void
-run(Oid role, Oid object, int *sqlstate, char *error)
+run(Oid role, Oid object, bool lent, int *sqlstate, char *error)
 {
 	MemoryContext context = CurrentMemoryContext;
 
@@ -237,6 +268,7 @@ run(Oid role, Oid object, int *sqlstate, char *error)
 		SetCurrentStatementStartTimestamp();
 		pgstat_report_activity(STATE_RUNNING, "errand");
 		StartTransactionCommand();
+		swarm_role_take(role, !lent);
 		swarm_errand_hook(role, object);
 		CommitTransactionCommand();
 	}

@@ -209,6 +209,15 @@ extern void swarm_timer_arm(SwarmShard *shard, SwarmTimer *t, TimestampTz due);
 extern void swarm_timer_disarm(SwarmShard *shard, SwarmTimer *t);
 extern void swarm_queue_consider(SwarmShard *shard, SwarmQueue *q);
 extern void swarm_shard_wake_runner(SwarmShard *shard);
+extern void swarm_shard_wake_for(SwarmShard *shard, Oid role);
+extern Oid	swarm_queue_next_role(SwarmQueue *q);
+extern Oid	swarm_errand_next_role(const SwarmShard *shard);
+
+/* job_claim.c; lock held: the slot works for that role from now on. */
+extern void swarm_slot_bind(SwarmSlot *slot, Oid role);
+
+/* The same: it ends, if what waits is not its role's and nobody else comes. */
+extern bool swarm_slot_make_room(SwarmShard *shard, SwarmSlot *slot);
 extern void swarm_errand_init(void);
 extern void swarm_errand_slot_died(const SwarmSlot *slot);
 extern void swarm_shard_config_changed(SwarmShard *shard);

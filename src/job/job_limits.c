@@ -286,7 +286,7 @@ swarm_queue_consider(SwarmShard *shard, SwarmQueue *q)
 		else
 			dlist_push_head(&shard->ring, &q->ring_node);
 		q->in_ring = true;
-		swarm_shard_wake_runner(shard);
+		swarm_shard_wake_for(shard, swarm_queue_next_role(q));
 	}
 	else if (!able && q->in_ring)
 	{

@@ -367,7 +367,7 @@ swarm_entry_place(SwarmShard *shard, SwarmEntry *e, bool front)
 		{
 			if (job->priority == SWARM_PRIORITY_CRITICAL)
 				dlist_move_head(&shard->ring, &q->ring_node);
-			swarm_shard_wake_runner(shard);
+			swarm_shard_wake_for(shard, job->owner);
 		}
 		else
 			swarm_queue_consider(shard, q);

@@ -159,6 +159,7 @@ run_batch(SwarmSlot *slot, SwarmClaim *claims, Outcome *out, int n,
 	PG_TRY();
 	{
 		begin_transaction();
+		swarm_role_take(claims[0].job.owner, !slot->lent);
 		if (!swarm_job_history_ready())
 		{
 			swarm_job_history_prepare();
@@ -656,8 +657,9 @@ commit_as(Oid owner, bool limited)
 }
 
 /*
- * lock_role: make the settings that change the current user constants, for
- * this process.  Raises nothing.
+ * lock_role: the settings that change the current user cannot be set now, in
+ * this process.  They are not made constants: parallel workers would not get
+ * those.  Raises nothing.
  */
 static void
 lock_role(bool locked)
@@ -669,7 +671,7 @@ lock_role(bool locked)
 		struct config_generic *setting = swarm_guc_find(names[i]);
 
 		if (setting != NULL)
-			setting->context = locked ? PGC_INTERNAL : PGC_USERSET;
+			setting->context = locked ? PGC_SIGHUP : PGC_USERSET;
 	}
 }
 

@@ -38,6 +38,7 @@ int			swarm_max_queues = 2048;
 static Size job_size(void);
 static Size job_hash_size(void);
 static void job_attach(void *memory, bool found);
+static void wake_slot(SwarmSlot *slot);
 
 static SwarmShmemPiece job_piece = {
 	.name = "pg_swarm jobs",
@@ -295,26 +296,93 @@ swarm_slot_cancel(SwarmSlot *slot, const char *reason)
 }
 
 /*
- * swarm_shard_wake_runner: one idle runner, or else the scheduler, which may
- * start one.
+ * swarm_shard_wake_runner: whoever can do what is next.
  */
 void
 swarm_shard_wake_runner(SwarmShard *shard)
 {
-	if (!dlist_is_empty(&shard->idle))
-	{
-		SwarmSlot  *slot = dlist_container(SwarmSlot, idle_node,
-										   dlist_pop_head_node(&shard->idle));
+	Oid			role = InvalidOid;
 
-		slot->idle_listed = false;
-		SetLatch(slot->latch);
-		return;
+	if (!dlist_is_empty(&shard->ring))
+		role = swarm_queue_next_role(dlist_head_element(SwarmQueue, ring_node, &shard->ring));
+	else if (!swarm_chore_ready(shard))
+		role = swarm_errand_next_role(shard);
+	swarm_shard_wake_for(shard, role);
+}
+
+/*
+ * swarm_shard_wake_for: an idle runner of that role (InvalidOid: of any), or
+ * one that has none yet; or else the scheduler, which may start one.  Where
+ * there are as many as may be, the longest idle one shall make room.
+ */
+void
+swarm_shard_wake_for(SwarmShard *shard, Oid role)
+{
+	dlist_iter	iter;
+	SwarmSlot  *found = NULL;
+
+	dlist_foreach(iter, &shard->idle)
+	{
+		SwarmSlot  *slot = dlist_container(SwarmSlot, idle_node, iter.cur);
+
+		if (slot->role == role || !OidIsValid(role))
+		{
+			found = slot;
+			break;
+		}
+		if (!OidIsValid(slot->role) && found == NULL)
+			found = slot;
 	}
-	if (shard->runners < swarm_max_runners || (shard->critical > 0 && shard->extra == 0))
+	if (found != NULL)
+		wake_slot(found);
+	else if (shard->runners < swarm_max_runners ||
+			 (dlist_is_empty(&shard->idle) && shard->critical > 0 && shard->extra == 0))
 	{
 		shard->want_runner = true;
 		swarm_shard_wake_scheduler(shard);
 	}
+	else if (!swarm_shard_makes_room(shard))
+		swarm_shard_wake_longest_idle(shard);
+}
+
+/*
+ * swarm_shard_makes_room: will there be a runner without a role soon?  Then
+ * nobody else need give up his.
+ */
+bool
+swarm_shard_makes_room(const SwarmShard *shard)
+{
+	for (int i = 0; i < swarm_max_slots; i++)
+	{
+		const SwarmSlot *slot = &slots[i];
+
+		if (slot->state == SWARM_SLOT_FREE || slot->database != shard->database ||
+			slot->critical_only)
+			continue;
+		if (slot->leaving || slot->state == SWARM_SLOT_STARTING ||
+			(slot->state == SWARM_SLOT_IDLE && !OidIsValid(slot->role)))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * swarm_shard_wake_longest_idle: it will see that there is work that is not
+ * its role's, and that nobody makes room.
+ */
+void
+swarm_shard_wake_longest_idle(SwarmShard *shard)
+{
+	if (!dlist_is_empty(&shard->idle))
+		wake_slot(dlist_tail_element(SwarmSlot, idle_node, &shard->idle));
+}
+
+static void
+wake_slot(SwarmSlot *slot)
+{
+	dlist_delete(&slot->idle_node);
+	slot->idle_listed = false;
+	SetLatch(slot->latch);
 }
 
 /*
@@ -327,7 +395,7 @@ swarm_shard_wake_all(SwarmShard *shard)
 	if (dlist_is_empty(&shard->ring) && !swarm_chore_ready(shard) && swarm_errands_waiting(shard) == 0)
 		return;
 	while (!dlist_is_empty(&shard->idle))
-		swarm_shard_wake_runner(shard);
+		swarm_shard_wake_longest_idle(shard);
 	swarm_shard_wake_runner(shard);
 }
 

@@ -71,8 +71,10 @@ swarm_runner_main(Datum main_arg)
 			swarm_worker_sleep(0, wait_event);	/* settle interrupts only */
 			continue;
 		}
-		if (slot->critical_only)
-			break;				/* what it was started for is done */
+		if (slot->critical_only || slot->leaving)
+			break;				/* what it was started for is done; or there
+								 * is work that another role's runner has to
+								 * do */
 		swarm_inflight_note(0, 0);
 		pgstat_report_stat(true);
 		pgstat_report_activity(STATE_IDLE, NULL);
@@ -173,7 +175,7 @@ told_to_end(void)
 	bool		end;
 
 	LWLockAcquire(swarm_job_lock, LW_SHARED);
-	end = slot->stop || shard->stop || shard->holds > 0 ||
+	end = slot->stop || slot->leaving || shard->stop || shard->holds > 0 ||
 		(!slot->critical_only &&
 		 ((slot->state == SWARM_SLOT_IDLE && slot->idle_listed &&
 		   shard->runners > swarm_min_runners &&

@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/pg_authid.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
@@ -511,14 +512,19 @@ starts_fail(void)
 
 /*
  * want_place: nobody tells when others give worker slots back.  Without any
- * runner the work is done here, and with one it may last.
+ * runner the work is done here, and with one it may last.  Who is idle then is
+ * of another role than what waits, and makes room.
  */
 static void
 want_place(void)
 {
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
 	if (shard->runners > 0 && work_waits())
+	{
 		shard->want_runner = look_soon = true;
+		if (!swarm_shard_makes_room(shard))
+			swarm_shard_wake_longest_idle(shard);
+	}
 	LWLockRelease(swarm_job_lock);
 }
 
@@ -545,8 +551,9 @@ runners_wanted(void)
 	int			missing;
 
 	LWLockAcquire(swarm_job_lock, LW_EXCLUSIVE);
-	if ((shard->want_runner || swarm_max_runners > allowed) &&
-		dlist_is_empty(&shard->idle))
+	/* idle ones may be of other roles than what waits */
+	if (shard->want_runner ||
+		(swarm_max_runners > allowed && dlist_is_empty(&shard->idle)))
 	{
 		int			work = dlist_is_empty(&shard->ring) ? 0 : shard->queued;
 
@@ -595,6 +602,9 @@ start_runner(bool critical_only)
 		slot->database = MyDatabaseId;
 		slot->since = GetCurrentTimestamp();
 		slot->critical_only = critical_only;
+		slot->role = InvalidOid;
+		slot->lent = false;
+		slot->leaving = false;
 		slot->stop = false;
 		slot->idle_listed = false;
 		slot->finished = 0;
@@ -709,6 +719,9 @@ run_here(void)
 			own_slot->database = MyDatabaseId;
 			own_slot->pid = MyProcPid;
 			own_slot->latch = MyLatch;
+			own_slot->role = InvalidOid;
+			own_slot->lent = true;
+			own_slot->leaving = false;
 			own_slot->critical_only = false;
 			own_slot->stop = false;
 			shard->runners++;
@@ -724,5 +737,11 @@ run_here(void)
 	swarm_inflight_note(0, 0);
 	swarm_queue_slot_died(own_slot, true);
 	own_slot = NULL;
+	if (GetSessionUserId() != BOOTSTRAP_SUPERUSERID)
+	{
+		StartTransactionCommand();
+		swarm_role_take(BOOTSTRAP_SUPERUSERID, false);
+		CommitTransactionCommand();
+	}
 	return did;
 }

@@ -18,7 +18,7 @@
 #include "base/shmem.h"
 #include "worker/worker_int.h"
 
-#define PROCESS_COLUMNS 17
+#define PROCESS_COLUMNS 18
 
 static const char *const slot_states[] = {"free", "starting", "idle", "running"};
 static const char *const shard_states[] = {"free", "probing", "loading", "serving"};
@@ -109,6 +109,8 @@ put_process(ReturnSetInfo *rsinfo, const char *role, int pid, Oid database,
 			nulls[13] |= slot->message[0] == '\0' ||
 				(database != MyDatabaseId && !pg_is_ascii(slot->message));
 		}
+		values[17] = ObjectIdGetDatum(slot->role);
+		nulls[17] = !OidIsValid(slot->role);
 		if (slot->chore != NULL)
 		{
 			values[15] = CStringGetTextDatum(swarm_chore_name(slot->chore_kind));
