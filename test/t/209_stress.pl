@@ -1,5 +1,6 @@
 # Workers end at random while thousands of jobs run, are cancelled and retried:
-# each job has one end, and one effect if that end is "completed", else none.
+# each job has one end, and one effect if that end is "completed", else none.  The jobs
+# are of four roles, and there are sometimes fewer runners than those.
 use strict;
 use warnings;
 
@@ -22,10 +23,16 @@ X
 
 work_table($node);
 $node->safe_psql('postgres', q{
+CREATE ROLE regress_stress_1; CREATE ROLE regress_stress_2; CREATE ROLE regress_stress_3;
+GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC;
+GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO PUBLIC;
 CREATE FUNCTION many(n int) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE parent bigint;
 BEGIN
     FOR i IN 1 .. n LOOP
+        IF i % 10 = 1 THEN
+            PERFORM set_config('role', (ARRAY['none', 'regress_stress_1', 'regress_stress_2', 'regress_stress_3'])[1 + floor(random() * 4)::int], true);
+        END IF;
         IF i % 10 = 0 THEN
             PERFORM swarm.job_enqueue('work', depends_on => ARRAY[parent], max_attempts => 1000);
         ELSE
@@ -52,6 +59,7 @@ my @trouble = (
 	q{SELECT swarm._fault_arm('job.claimed', 'fatal', 5, 1)},
 	q{SELECT swarm._fault_arm('job.end', 'error', 2, 3)},
 	q{SELECT swarm.queue_pause('batched'), pg_sleep(0.02), swarm.queue_resume('batched')},
+	(map { "ALTER SYSTEM SET pg_swarm.max_runners = $_; SELECT pg_reload_conf()" } 1 .. 6),
 	(q{SELECT count(swarm.job_cancel(id)) FROM (SELECT id FROM swarm.jobs WHERE finished_at IS NULL ORDER BY random() LIMIT 5) s}) x 3,
 	(q{SELECT swarm.job_retry(id) FROM (SELECT id FROM swarm.jobs WHERE state = 'cancelled' ORDER BY random() LIMIT 3) s}) x 2,
 	q{BEGIN; DROP EXTENSION pg_swarm CASCADE; ROLLBACK});
