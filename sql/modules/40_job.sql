@@ -229,7 +229,7 @@ AS 'MODULE_PATHNAME', 'swarm_job_enqueue_many';
 COMMENT ON FUNCTION swarm.job_enqueue_many IS 'add the jobs of a JSON array; the keys are the arguments of job_enqueue';
 
 CREATE FUNCTION swarm.job_wait(id bigint, timeout interval = '1 min') RETURNS swarm.job_status
-LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_job_wait';
 COMMENT ON FUNCTION swarm.job_wait IS 'wait until a job is completed, dead or cancelled, or the timeout is over, and return its status';
 

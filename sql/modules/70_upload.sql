@@ -147,7 +147,7 @@ AS 'MODULE_PATHNAME', 'swarm_s3_upload_sync';
 COMMENT ON FUNCTION swarm.s3_upload_sync IS 'upload files now, from this session; stays done if the transaction is rolled back';
 
 CREATE FUNCTION swarm.s3_wait(batch bigint, timeout interval = '5 min') RETURNS jsonb
-LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_s3_wait';
 COMMENT ON FUNCTION swarm.s3_wait IS 'wait until every file of a batch has its outcome, or the timeout is over, and return the result';
 

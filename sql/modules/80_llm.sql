@@ -886,10 +886,18 @@ COMMENT ON FUNCTION swarm.llm_count_tokens IS 'ask a model''s server how many to
 
 -- swarm.llm_embeddings(id): errors: 42704.
 CREATE FUNCTION swarm.llm_embeddings(id bigint, OUT no int, OUT embedding real[]) RETURNS SETOF record
-LANGUAGE sql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-SELECT n::int, (SELECT array_agg(v::real ORDER BY k) FROM jsonb_array_elements_text(e) WITH ORDINALITY y(v, k))
-FROM swarm._llm_conversation c, jsonb_array_elements(c.result->'embeddings') WITH ORDINALITY x(e, n)
-WHERE c.id = llm_embeddings.id $$;
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    embeddings jsonb;
+BEGIN
+    SELECT c.result->'embeddings' INTO embeddings FROM swarm._llm_conversation c WHERE c.id = llm_embeddings.id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('conversation %s does not exist', id);
+    END IF;
+    RETURN QUERY
+    SELECT n::int, (SELECT array_agg(v::real ORDER BY k) FROM jsonb_array_elements_text(e) WITH ORDINALITY y(v, k))
+    FROM jsonb_array_elements(embeddings) WITH ORDINALITY x(e, n);
+END $$;
 COMMENT ON FUNCTION swarm.llm_embeddings IS 'the embeddings that swarm.llm_embed has asked for, in the order of its texts';
 
 -- A conversation that the caller may act on, locked. Errors: 42704, 55000 it
@@ -1666,16 +1674,21 @@ SELECT jsonb_build_object('id', c.id, 'state', c.state, 'text', c.text, 'result'
 FROM swarm.llm_conversations c WHERE c.id = _llm_result.id $$;
 
 -- swarm.llm_wait(conversation, timeout): until it is complete, failed,
--- cancelled, paused or awaiting an approval. Errors: 42704, 55000 asked by this
--- transaction.
+-- cancelled, paused or awaiting an approval. Errors: 42704, 22023 timeout is
+-- negative, 55000 asked by this transaction, or by one that does not see news.
 CREATE FUNCTION swarm.llm_wait(conversation bigint, timeout interval = '5 min') RETURNS jsonb
-LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
-    until timestamptz := clock_timestamp() + timeout;
+    until timestamptz := CASE WHEN timeout < '1000 years' THEN clock_timestamp() + timeout ELSE 'infinity' END;
     waits_for bigint;
     result jsonb;
 BEGIN
+    IF timeout < '0' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'timeout must not be negative', HINT = 'NULL waits without limit.';
+    ELSIF conversation IS NULL THEN
+        RETURN NULL;
+    END IF;
     LOOP
         SELECT c.job INTO waits_for FROM swarm._llm_conversation c WHERE c.id = conversation;
         IF NOT FOUND THEN
@@ -1683,7 +1696,12 @@ BEGIN
         END IF;
         result := swarm._llm_result(conversation);
         EXIT WHEN result->>'state' NOT IN ('waiting', 'running') OR clock_timestamp() >= until;
-        PERFORM swarm.job_wait(waits_for, greatest(until - clock_timestamp(), '1 ms'));
+        IF current_setting('transaction_isolation') NOT LIKE 'read%' THEN
+            RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+                MESSAGE = 'cannot wait for a conversation in a transaction that does not see what others do',
+                HINT = 'Use isolation level read committed.';
+        END IF;
+        PERFORM swarm.job_wait(waits_for, CASE WHEN until < 'infinity' THEN greatest(until - clock_timestamp(), '0') END);
     END LOOP;
     RETURN result;
 END $$;

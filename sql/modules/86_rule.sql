@@ -75,7 +75,7 @@ INSERT INTO swarm._rule (name, owner, priority, condition, action, params, enabl
  $$error_rate > 0.1 AND permission_mode <> 'default'$$, 'change_permissions', '{"mode": "default"}', true, true, true),
 ('throttle-under-load', 10::oid::regrole, 4,
  $$kind = 'sql' AND state = 'running' AND NOT pausing AND (SELECT count(*) FROM swarm.queries WHERE state = 'running') > 8$$,
- 'pause', '{"for": "10 s"}', false, false, true),
+ 'pause', '{"length": "10 s"}', false, false, true),
 ('temp-files-termination', 10::oid::regrole, 8,
  $$kind = 'sql' AND state = 'running' AND swarm._temp_bytes(pid) > 10 * 1024::bigint ^ 3$$, 'terminate', '{}', false, false, true),
 ('spill-work-mem', 10::oid::regrole, 2,
