@@ -843,7 +843,7 @@ $$;
 -- over, and return what it is then.
 CREATE FUNCTION swarm.task_wait(task bigint, timeout interval = '1 min')
 RETURNS TABLE (id bigint, state text, agent_id bigint, attempts int, result jsonb, error text, started_at timestamptz, finished_at timestamptz)
-LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'swarm_task_wait';
+LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'swarm_task_wait';
 COMMENT ON FUNCTION swarm.task_wait IS 'wait until a task is done, failed or cancelled, or the timeout is over, and return its status';
 
 CREATE FUNCTION swarm._task_cancel(caller oid, task bigint) RETURNS boolean
