@@ -675,7 +675,7 @@ BEGIN
            pg_catalog.string_agg(pg_catalog.format('%I => r.%I', n, n), ', ' ORDER BY pos)
                FILTER (WHERE input OPERATOR(pg_catalog.?) n)
     INTO columns, args
-    FROM (SELECT n, pos, p.proargtypes[pg_catalog.row_number() OVER (ORDER BY pos) - 1] AS t
+    FROM (SELECT n, pos, p.proargtypes[pg_catalog.row_number() OVER (ORDER BY pos) OPERATOR(pg_catalog.-) 1] AS t
           FROM ROWS FROM (pg_catalog.unnest(p.proargnames), pg_catalog.unnest(coalesce(p.proargmodes,
                    pg_catalog.array_fill('i'::"char", ARRAY[p.pronargs::int]))))
                WITH ORDINALITY x(n, mode, pos)
