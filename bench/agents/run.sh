@@ -101,6 +101,9 @@ for size in few many; do
 	cap=$([ "$size" = many ] && echo n || echo s)
 	sql -c "VACUUM ANALYZE swarm._agent" -c "DO \$\$ DECLARE t timestamptz; BEGIN FOR r IN 1 .. 20 + 10 * $rounds LOOP t := clock_timestamp(); PERFORM swarm.agent_find('{$cap}', NULL, 1); IF r > 20 THEN INSERT INTO b.figure VALUES ('choosing one', extract(epoch FROM clock_timestamp() - t) * 1000); END IF; END LOOP; END \$\$"
 	echo "among $(sql -c "SELECT count(*) FROM swarm.agents WHERE '$cap' = ANY (capabilities)") agents: $(note 'choosing one')"
+	# of that, what an index in shared memory could take over
+	sql -c "DO \$\$ DECLARE t timestamptz; BEGIN FOR r IN 1 .. 20 + 10 * $rounds LOOP t := clock_timestamp(); PERFORM FROM swarm._agent_set s, LATERAL (SELECT FROM swarm._agent i WHERE i.set = s.id AND i.state = 'idle' ORDER BY i.last_used LIMIT 1) a WHERE s.capabilities @> '{$cap}'; IF r > 20 THEN INSERT INTO b.figure VALUES ('its look-up in the indexes', extract(epoch FROM clock_timestamp() - t) * 1000); END IF; END LOOP; END \$\$"
+	echo "  $(note 'its look-up in the indexes')"
 done
 
 # --- from COMMIT to handler: a bare job, a task, a message; what hooks and a protocol add

@@ -113,8 +113,8 @@ COMMENT ON FUNCTION swarm.qhnsw_recall(regclass, integer, integer)
 -- blocks. Needs SELECT on the table.
 CREATE FUNCTION swarm.qhnsw_prewarm(index regclass)
 RETURNS bigint
-AS 'MODULE_PATHNAME', 'swarm_qhnsw_prewarm'
-LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED COST 10000;
+AS 'MODULE_PATHNAME', 'swarm_hooked_qhnsw_prewarm'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE COST 10000;
 COMMENT ON FUNCTION swarm.qhnsw_prewarm(regclass)
 	IS 'read a qhnsw index into shared buffers';
 
@@ -123,7 +123,7 @@ COMMENT ON FUNCTION swarm.qhnsw_prewarm(regclass)
 -- transaction or on a standby.
 CREATE FUNCTION swarm.qhnsw_flush(index regclass)
 RETURNS bigint
-AS 'MODULE_PATHNAME', 'swarm_qhnsw_flush'
+AS 'MODULE_PATHNAME', 'swarm_hooked_qhnsw_flush'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE COST 10000;
 COMMENT ON FUNCTION swarm.qhnsw_flush(regclass)
 	IS 'link the pending rows of a qhnsw index';

@@ -229,24 +229,30 @@ AS 'MODULE_PATHNAME', 'swarm_job_enqueue_many';
 COMMENT ON FUNCTION swarm.job_enqueue_many IS 'add the jobs of a JSON array; the keys are the arguments of job_enqueue';
 
 CREATE FUNCTION swarm.job_wait(id bigint, timeout interval = '1 min') RETURNS swarm.job_status
-LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_job_wait';
 COMMENT ON FUNCTION swarm.job_wait IS 'wait until a job is completed, dead or cancelled, or the timeout is over, and return its status';
 
 CREATE FUNCTION swarm.job_cancel(id bigint, reason text = NULL) RETURNS boolean
 LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_job_cancel';
+AS 'MODULE_PATHNAME', 'swarm_hooked_job_cancel';
 COMMENT ON FUNCTION swarm.job_cancel IS 'cancel a job: a waiting one at commit, a running one at once; false if it had ended';
 
 CREATE FUNCTION swarm.job_retry(id bigint) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_job_retry';
+AS 'MODULE_PATHNAME', 'swarm_hooked_job_retry';
 COMMENT ON FUNCTION swarm.job_retry IS 'run a dead or cancelled job again, or a scheduled or failed one now';
 
 CREATE FUNCTION swarm.job_progress(fraction float8, message text = NULL) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_job_progress';
+AS 'MODULE_PATHNAME', 'swarm_hooked_job_progress';
 COMMENT ON FUNCTION swarm.job_progress IS 'for a handler: show how far the running job is, 0 to 1';
+
+-- The same two as part of another operation, whose hooks are called instead.
+CREATE FUNCTION swarm._job_cancel(id bigint, reason text) RETURNS boolean
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_job_cancel';
+CREATE FUNCTION swarm._job_progress(fraction float8, message text) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_job_progress';
 
 -- ---------------------------------------------------------------------
 -- Kinds and queues
@@ -255,41 +261,44 @@ COMMENT ON FUNCTION swarm.job_progress IS 'for a handler: show how far the runni
 CREATE FUNCTION swarm.handler_register(kind text, handler regproc, max_running int = NULL,
     rate interval = NULL)
 RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_handler_register';
+AS 'MODULE_PATHNAME', 'swarm_hooked_handler_register';
 COMMENT ON FUNCTION swarm.handler_register IS 'define a kind of jobs, or change it; handler NULL: its jobs are for workers outside the server';
 
 CREATE FUNCTION swarm.handler_drop(kind text) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_handler_drop';
+AS 'MODULE_PATHNAME', 'swarm_hooked_handler_drop';
 COMMENT ON FUNCTION swarm.handler_drop IS 'remove a kind that has no live jobs';
 
 CREATE FUNCTION swarm.queue_create(name text, max_running int = NULL, rate_limit int = NULL,
     rate_period interval = '1 s', notify boolean = false, batch int = 1,
     dependency_failure text = 'cancel', group_commit boolean = false)
 RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_queue_create';
+AS 'MODULE_PATHNAME', 'swarm_hooked_queue_create';
 COMMENT ON FUNCTION swarm.queue_create IS 'create a queue, or change the settings of one';
 
 CREATE FUNCTION swarm.queue_pause(name text) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_queue_pause';
+AS 'MODULE_PATHNAME', 'swarm_hooked_queue_pause';
 COMMENT ON FUNCTION swarm.queue_pause IS 'start no more jobs of a queue; running ones go on';
 
 CREATE FUNCTION swarm.queue_resume(name text) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_queue_resume';
+AS 'MODULE_PATHNAME', 'swarm_hooked_queue_resume';
 COMMENT ON FUNCTION swarm.queue_resume IS 'let a paused queue go on';
 
 CREATE FUNCTION swarm.queue_drop(name text) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_queue_drop';
+AS 'MODULE_PATHNAME', 'swarm_hooked_queue_drop';
 COMMENT ON FUNCTION swarm.queue_drop IS 'remove a queue that has no live jobs';
 
 -- swarm.jobs_resume(): let the jobs of a copied or restored database run.
 -- Writes _instance.
-CREATE FUNCTION swarm.jobs_resume() RETURNS void
+CREATE FUNCTION swarm._jobs_resume() RETURNS void
 LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS 'UPDATE swarm._instance SET held = false WHERE held';
+
+CREATE FUNCTION swarm.jobs_resume() RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_jobs_resume';
 COMMENT ON FUNCTION swarm.jobs_resume IS 'let jobs run that are held because the database was copied or restored from a dump';
 
 -- ---------------------------------------------------------------------
@@ -298,23 +307,23 @@ COMMENT ON FUNCTION swarm.jobs_resume IS 'let jobs run that are held because the
 
 CREATE FUNCTION swarm.job_claim(queue text, n int = 1, lease interval = '30 s')
 RETURNS SETOF swarm.job_claim LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_job_claim';
+AS 'MODULE_PATHNAME', 'swarm_hooked_job_claim';
 COMMENT ON FUNCTION swarm.job_claim IS 'lease up to n ready jobs whose kind has no handler';
 
 CREATE FUNCTION swarm.job_heartbeat(id bigint, token bigint, lease interval = '30 s',
     fraction float8 = NULL)
 RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_job_heartbeat';
+AS 'MODULE_PATHNAME', 'swarm_hooked_job_heartbeat';
 COMMENT ON FUNCTION swarm.job_heartbeat IS 'keep a leased job for another lease';
 
 CREATE FUNCTION swarm.job_complete(id bigint, token bigint, result jsonb = NULL) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_job_complete';
+AS 'MODULE_PATHNAME', 'swarm_hooked_job_complete';
 COMMENT ON FUNCTION swarm.job_complete IS 'a leased job is done; takes effect at commit';
 
 CREATE FUNCTION swarm.job_fail(id bigint, token bigint, error text, retry boolean = true) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_job_fail';
+AS 'MODULE_PATHNAME', 'swarm_hooked_job_fail';
 COMMENT ON FUNCTION swarm.job_fail IS 'a leased job failed; it is tried again, or dead if retry is false or it was the last attempt';
 
 -- ---------------------------------------------------------------------

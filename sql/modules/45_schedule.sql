@@ -55,9 +55,9 @@ END $$;
 -- Errors: 55000 without pg_cron, 42501 if another role owns the name, 22023 for
 -- a timeout or max_attempts that no job may have, 42704
 -- for an unknown kind or queue. Writes _schedule and pg_cron's table.
-CREATE FUNCTION swarm.schedule_create(name text, cron text, kind text, args jsonb = '{}',
-    queue text = 'default', priority swarm.priority = 'medium', max_attempts int = 5,
-    timeout interval = '5 min', tags jsonb = '{}')
+CREATE FUNCTION swarm._schedule_create(name text, cron text, kind text, args jsonb,
+    queue text, priority swarm.priority, max_attempts int,
+    timeout interval, tags jsonb)
 RETURNS void LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
@@ -75,17 +75,17 @@ BEGIN
             MESSAGE = 'timeout must be between 0 and 24 days, and max_attempts between 1 and 10000';
     END IF;
     PERFORM swarm._require_cron(command);
-    IF kind <> 'sql' AND NOT EXISTS (SELECT FROM swarm._handler h WHERE h.kind = schedule_create.kind) THEN
+    IF kind <> 'sql' AND NOT EXISTS (SELECT FROM swarm._handler h WHERE h.kind = _schedule_create.kind) THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object',
             MESSAGE = format('job kind "%s" does not exist', kind),
             HINT = 'Define it with swarm.handler_register().';
     END IF;
-    IF queue <> 'default' AND NOT EXISTS (SELECT FROM swarm._queue q WHERE q.name = schedule_create.queue) THEN
+    IF queue <> 'default' AND NOT EXISTS (SELECT FROM swarm._queue q WHERE q.name = _schedule_create.queue) THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object',
             MESSAGE = format('queue "%s" does not exist', queue),
             HINT = 'Create it with swarm.queue_create().';
     END IF;
-    IF EXISTS (SELECT FROM swarm._schedule s WHERE s.name = schedule_create.name
+    IF EXISTS (SELECT FROM swarm._schedule s WHERE s.name = _schedule_create.name
                AND s.owner <> current_user::regrole) THEN
         RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
             MESSAGE = format('must be owner of schedule "%s"', name);
@@ -101,18 +101,23 @@ BEGIN
         priority = EXCLUDED.priority, max_attempts = EXCLUDED.max_attempts,
         timeout = EXCLUDED.timeout, tags = EXCLUDED.tags, cron_job = EXCLUDED.cron_job;
 END $$;
+
+CREATE FUNCTION swarm.schedule_create(name text, cron text, kind text, args jsonb = '{}',
+    queue text = 'default', priority swarm.priority = 'medium', max_attempts int = 5,
+    timeout interval = '5 min', tags jsonb = '{}') RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_schedule_create';
 COMMENT ON FUNCTION swarm.schedule_create IS 'enqueue a job whenever a cron expression is due (needs pg_cron)';
 
 -- swarm.schedule_drop(name): remove a schedule; its jobs stay.
 -- Errors: 42704 if there is none that the caller may see.
-CREATE FUNCTION swarm.schedule_drop(name text)
+CREATE FUNCTION swarm._schedule_drop(name text)
 RETURNS void LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
     cron_job bigint;
 BEGIN
-    DELETE FROM swarm._schedule s WHERE s.name = schedule_drop.name RETURNING s.cron_job INTO cron_job;
+    DELETE FROM swarm._schedule s WHERE s.name = _schedule_drop.name RETURNING s.cron_job INTO cron_job;
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object',
             MESSAGE = format('schedule "%s" does not exist', name);
@@ -121,12 +126,15 @@ BEGIN
         EXECUTE 'SELECT cron.unschedule(jobid) FROM cron.job WHERE jobid = $1' USING cron_job;
     END IF;
 END $$;
+
+CREATE FUNCTION swarm.schedule_drop(name text) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_schedule_drop';
 COMMENT ON FUNCTION swarm.schedule_drop IS 'remove a schedule; jobs it has enqueued stay';
 
 -- swarm.schedule_run(name) returns bigint: what pg_cron calls: enqueue the job
 -- of the current minute (of the current second for a schedule in seconds).
 -- Returns the job's id, the same one if it was called for that time before.
-CREATE FUNCTION swarm.schedule_run(name text)
+CREATE FUNCTION swarm._schedule_run(name text)
 RETURNS bigint LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
@@ -135,7 +143,7 @@ DECLARE
     due_time timestamptz;
     job_id bigint;
 BEGIN
-    SELECT * INTO s FROM swarm._schedule t WHERE t.name = schedule_run.name FOR UPDATE;
+    SELECT * INTO s FROM swarm._schedule t WHERE t.name = _schedule_run.name FOR UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object',
             MESSAGE = format('schedule "%s" does not exist', name);
@@ -156,6 +164,9 @@ BEGIN
     DELETE FROM swarm._schedule_run r WHERE r.schedule = name AND r.due < due_time - interval '1 day';
     RETURN job_id;
 END $$;
+
+CREATE FUNCTION swarm.schedule_run(name text) RETURNS bigint
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_schedule_run';
 COMMENT ON FUNCTION swarm.schedule_run IS 'enqueue the job of a schedule for the current minute, once; pg_cron calls it';
 
 CREATE VIEW swarm.schedules WITH (security_invoker = true) AS

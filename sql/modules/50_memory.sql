@@ -315,7 +315,7 @@ CREATE FUNCTION swarm.namespace_create(name text, default_ttl interval = NULL, m
     max_bytes bigint = NULL, evict text = 'reject', durability text = 'logged', cached boolean = true,
     embed boolean = false, dims int = 384, description text = NULL)
 RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_namespace_create';
+AS 'MODULE_PATHNAME', 'swarm_hooked_namespace_create';
 COMMENT ON FUNCTION swarm.namespace_create IS 'create a memory namespace, with its settings';
 
 -- Error unless a namespace may be filled from its origin: both who says so and
@@ -417,7 +417,7 @@ AS 'MODULE_PATHNAME', 'swarm__namespace_lock';
 -- Waits for those who write there. Writes _namespace, with embed _recall.
 CREATE FUNCTION swarm.namespace_alter(name text, settings jsonb)
 RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_namespace_alter';
+AS 'MODULE_PATHNAME', 'swarm_hooked_namespace_alter';
 COMMENT ON FUNCTION swarm.namespace_alter IS 'change settings of a memory namespace: a JSON object of them';
 
 CREATE FUNCTION swarm._namespace_drop(caller oid, name text, with_below boolean)
@@ -458,7 +458,7 @@ END $$;
 -- Errors: 42704, 42501, 2BP01 others below, 55000 built in.
 CREATE FUNCTION swarm.namespace_drop(name text, with_below boolean = false)
 RETURNS bigint LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_namespace_drop';
+AS 'MODULE_PATHNAME', 'swarm_hooked_namespace_drop';
 COMMENT ON FUNCTION swarm.namespace_drop IS 'drop a memory namespace with its entries';
 
 CREATE FUNCTION swarm._namespace_grant(caller oid, name text, grantee text, privilege text)
@@ -495,7 +495,7 @@ END $$;
 -- Errors: 42704, 42501 not the owner, 22023.
 CREATE FUNCTION swarm.namespace_grant(name text, grantee text, privilege text = 'write')
 RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_namespace_grant';
+AS 'MODULE_PATHNAME', 'swarm_hooked_namespace_grant';
 COMMENT ON FUNCTION swarm.namespace_grant IS 'let a role read, or read and write, a namespace and those below it';
 
 CREATE FUNCTION swarm._namespace_revoke(caller oid, name text, grantee text)
@@ -511,7 +511,7 @@ END $$;
 -- swarm.namespace_revoke(name, grantee): false if nothing was granted there.
 CREATE FUNCTION swarm.namespace_revoke(name text, grantee text)
 RETURNS boolean LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_namespace_revoke';
+AS 'MODULE_PATHNAME', 'swarm_hooked_namespace_revoke';
 COMMENT ON FUNCTION swarm.namespace_revoke IS 'take a role''s grant on a namespace back';
 
 -- ---------------------------------------------------------------------
@@ -556,12 +556,12 @@ COMMENT ON FUNCTION swarm.memory_delete IS 'remove an entry; false if there was 
 -- only earlier. No expiry counts as infinitely late. False: nothing was changed.
 CREATE FUNCTION swarm.memory_expire(namespace text, key text, ttl interval, condition text = NULL)
 RETURNS boolean LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_memory_expire';
+AS 'MODULE_PATHNAME', 'swarm_hooked_memory_expire';
 COMMENT ON FUNCTION swarm.memory_expire IS 'let an entry expire after a time; conditions nx, xx, gt, lt';
 
 CREATE FUNCTION swarm.memory_expire_at(namespace text, key text, at timestamptz, condition text = NULL)
 RETURNS boolean LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_memory_expire_at';
+AS 'MODULE_PATHNAME', 'swarm_hooked_memory_expire_at';
 COMMENT ON FUNCTION swarm.memory_expire_at IS 'let an entry expire at an instant; one in the past deletes it';
 
 CREATE FUNCTION swarm.memory_ttl(namespace text, key text)
@@ -571,7 +571,7 @@ COMMENT ON FUNCTION swarm.memory_ttl IS 'how long an entry has to live; NULL if 
 
 CREATE FUNCTION swarm.memory_persist(namespace text, key text)
 RETURNS boolean LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_memory_persist';
+AS 'MODULE_PATHNAME', 'swarm_hooked_memory_persist';
 COMMENT ON FUNCTION swarm.memory_persist IS 'take the expiry of an entry away; false if it had none';
 
 -- What memory_increment() says of a value that it cannot add to. (A cast of a JSON null is NULL from 18 on.)
@@ -764,7 +764,7 @@ END $$;
 -- preload, pg_cron may. Cost: what is removed.
 CREATE FUNCTION swarm.memory_sweep(lim int = 10000)
 RETURNS bigint LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_memory_sweep';
+AS 'MODULE_PATHNAME', 'swarm_hooked_memory_sweep';
 COMMENT ON FUNCTION swarm.memory_sweep IS 'remove what has expired, up to lim rows; returns how many';
 
 -- When the sweep will next have something to do; NULL: never. For the scheduler.
@@ -838,7 +838,7 @@ END $$;
 -- 42501 not the owner, 55000 no embed.
 CREATE FUNCTION swarm.memory_reembed(namespace text) RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_memory_reembed';
+AS 'MODULE_PATHNAME', 'swarm_hooked_memory_reembed';
 COMMENT ON FUNCTION swarm.memory_reembed IS 'compute the embeddings of all entries of a namespace anew';
 
 -- Run a statement that swarm._memory_search() made; the session keeps its plan,
@@ -992,6 +992,8 @@ DECLARE
     entries text;
     found jsonb;
     answer jsonb;
+    told jsonb;
+    veto text;
 BEGIN
     IF action IS NULL OR action NOT IN ('store', 'retrieve', 'list', 'delete', 'search') THEN
         RETURN jsonb_build_object('success', false, 'error', 'Unknown action: ' || coalesce(action, 'undefined'),
@@ -1006,8 +1008,14 @@ BEGIN
     END IF;
     CASE action
     WHEN 'store' THEN
+        told := jsonb_build_object('namespace', namespace, 'key', key, 'value', coalesce(value, 'null'));
+        veto := swarm._hook_run(caller, 'memory_store', 'before', told);
+        IF veto IS NOT NULL THEN
+            RAISE EXCEPTION USING ERRCODE = 'external_routine_exception', MESSAGE = format('operation "memory_store" was refused: %s', veto);
+        END IF;
         PERFORM swarm._memory_store_as(caller, namespace, key, coalesce(value, 'null'),
                                        CASE WHEN ttl <> 0 THEN make_interval(secs => ttl) END);
+        PERFORM swarm._hook_run(caller, 'memory_store', 'after', told);
         answer := jsonb_build_object('key', key, 'stored', true, 'size', length(coalesce(value #>> '{}', 'null')),
                                      'id', space || ':' || key);
     WHEN 'retrieve' THEN
@@ -1099,7 +1107,7 @@ END $$;
 -- swarm.cache_watch(table): let results of swarm.cached() depend on a table: a
 -- statement trigger on it, its partitions, children and parents. Needs TRIGGER on them. Errors:
 -- 42501, 42809 no table.
-CREATE FUNCTION swarm.cache_watch("table" regclass) RETURNS void
+CREATE FUNCTION swarm._cache_watch("table" regclass) RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     t regclass;
@@ -1116,9 +1124,12 @@ BEGIN
         EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER swarm_cache_watch', t);
     END LOOP;
 END $$;
+
+CREATE FUNCTION swarm.cache_watch("table" regclass) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_cache_watch';
 COMMENT ON FUNCTION swarm.cache_watch IS 'let results of swarm.cached() depend on a table';
 
-CREATE FUNCTION swarm.cache_unwatch("table" regclass) RETURNS void
+CREATE FUNCTION swarm._cache_unwatch("table" regclass) RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     t regclass;
@@ -1128,6 +1139,9 @@ BEGIN
         EXECUTE format('DROP TRIGGER swarm_cache_watch ON %s', t);
     END LOOP;
 END $$;
+
+CREATE FUNCTION swarm.cache_unwatch("table" regclass) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_cache_unwatch';
 COMMENT ON FUNCTION swarm.cache_unwatch IS 'take the trigger of swarm.cache_watch() away';
 
 -- swarm.cached(namespace, key, sql, ttl, tables): the rows of a query as a JSON
@@ -1300,15 +1314,15 @@ END $$;
 -- it, too. No error but a cancellation: what cannot be kept is counted
 -- (swarm.stat_tracker) and warned of once a session.
 CREATE FUNCTION swarm.track_spawn(agent_id text, agent_type text, task text) RETURNS jsonb
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_track_spawn';
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_track_spawn';
 COMMENT ON FUNCTION swarm.track_spawn IS 'record that an agent was spawned';
 
 CREATE FUNCTION swarm.track_execution(agent_id text) RETURNS jsonb
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_track_execution';
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_track_execution';
 COMMENT ON FUNCTION swarm.track_execution IS 'record CPU seconds, resident bytes and age of the process that calls, for an agent';
 
 CREATE FUNCTION swarm.track_completion(agent_id text, status text, outcome text = NULL, error text = NULL) RETURNS jsonb
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_track_completion';
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_track_completion';
 COMMENT ON FUNCTION swarm.track_completion IS 'record how an agent ended, with its duration in ms, and announce it (NOTIFY pg_swarm_wiki)';
 
 CREATE FUNCTION swarm._agent_history(caller oid, agent_id text, since timestamptz)
@@ -1419,7 +1433,7 @@ COMMENT ON VIEW swarm.stat_tracker IS 'records of agents kept and dropped since 
 -- swarm.maintenance_schedule(): jobs of pg_cron that sweep memory, keep the
 -- history of jobs and gather statistics; again: the same jobs. Returns how many.
 -- Errors: 55000 without pg_cron.
-CREATE FUNCTION swarm.maintenance_schedule() RETURNS int
+CREATE FUNCTION swarm._maintenance_schedule() RETURNS int
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM swarm._require_cron('SELECT swarm.memory_sweep()');
@@ -1429,9 +1443,12 @@ BEGIN
           'pg_swarm maintenance: statistics', '17 * * * *', 'ANALYZE swarm._memory, swarm._memory_unlogged';
     RETURN 3;
 END $$;
+
+CREATE FUNCTION swarm.maintenance_schedule() RETURNS int
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_maintenance_schedule';
 COMMENT ON FUNCTION swarm.maintenance_schedule IS 'let pg_cron sweep memory, keep the history of jobs and gather statistics';
 
-CREATE FUNCTION swarm.maintenance_unschedule() RETURNS int
+CREATE FUNCTION swarm._maintenance_unschedule() RETURNS int
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     n int := 0;
@@ -1443,4 +1460,7 @@ BEGIN
     END IF;
     RETURN n;
 END $$;
+
+CREATE FUNCTION swarm.maintenance_unschedule() RETURNS int
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_maintenance_unschedule';
 COMMENT ON FUNCTION swarm.maintenance_unschedule IS 'take the jobs of maintenance_schedule() out of pg_cron';

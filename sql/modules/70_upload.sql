@@ -147,18 +147,18 @@ AS 'MODULE_PATHNAME', 'swarm_s3_upload_sync';
 COMMENT ON FUNCTION swarm.s3_upload_sync IS 'upload files now, from this session; stays done if the transaction is rolled back';
 
 CREATE FUNCTION swarm.s3_wait(batch bigint, timeout interval = '5 min') RETURNS jsonb
-LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_s3_wait';
 COMMENT ON FUNCTION swarm.s3_wait IS 'wait until every file of a batch has its outcome, or the timeout is over, and return the result';
 
 CREATE FUNCTION swarm.s3_cancel(batch bigint) RETURNS boolean
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_s3_cancel';
+AS 'MODULE_PATHNAME', 'swarm_hooked_s3_cancel';
 COMMENT ON FUNCTION swarm.s3_cancel IS 'cancel what is not uploaded yet, at commit; false if the batch had ended';
 
 CREATE FUNCTION swarm.s3_retry(batch bigint) RETURNS int
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_s3_retry';
+AS 'MODULE_PATHNAME', 'swarm_hooked_s3_retry';
 COMMENT ON FUNCTION swarm.s3_retry IS 'upload those files of an ended batch again that failed; returns how many';
 
 -- Handler of kind s3_upload. Everybody may execute it, only a runner can; it
@@ -186,7 +186,7 @@ COMMENT ON FUNCTION swarm.s3_list IS 'objects whose keys begin with prefix, in o
 
 CREATE FUNCTION swarm.s3_delete(server name, bucket text, key text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_s3_delete';
+AS 'MODULE_PATHNAME', 'swarm_hooked_s3_delete';
 COMMENT ON FUNCTION swarm.s3_delete IS 'delete an object, now; no error if there is none';
 
 CREATE FUNCTION swarm.s3_get(server name, bucket text, key text, first bigint = 0, length bigint = NULL)
@@ -211,7 +211,7 @@ COMMENT ON FUNCTION swarm.s3_export IS 'store the result of a query as an object
 CREATE FUNCTION swarm.s3_import(server name, bucket text, key text, target regclass,
     format text = 'csv', options jsonb = '{}')
 RETURNS bigint LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_s3_import';
+AS 'MODULE_PATHNAME', 'swarm_hooked_s3_import';
 COMMENT ON FUNCTION swarm.s3_import IS 'insert the rows of an object into a table; returns how many';
 
 -- ---------------------------------------------------------------------

@@ -174,9 +174,10 @@ CREATE TYPE swarm.agent AS (
     metadata jsonb,
     settings jsonb,
     task bigint,
-    attempt int
+    attempt int,
+    restored jsonb
 );
-COMMENT ON TYPE swarm.agent IS 'an agent, as its handler sees it; settings is the spec of its type, attempt counts from 1';
+COMMENT ON TYPE swarm.agent IS 'an agent, as its handler sees it; settings is the spec of its type, attempt counts from 1, restored is what steps restore have read';
 
 -- ---------------------------------------------------------------------
 -- States
@@ -479,7 +480,7 @@ END $$;
 -- Errors: 22023 with the path of what does not fit the schema; 42883, 42P13 the
 -- handler; 42501 no right to call it, or the type belongs to another.
 CREATE FUNCTION swarm.agent_type_create(spec jsonb) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_agent_type_create';
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_agent_type_create';
 COMMENT ON FUNCTION swarm.agent_type_create IS 'define a type of agents, or change it';
 
 CREATE FUNCTION swarm._agent_type_drop(caller oid, name text) RETURNS void
@@ -503,7 +504,7 @@ BEGIN
 END $$;
 
 CREATE FUNCTION swarm.agent_type_drop(name text) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_agent_type_drop';
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_agent_type_drop';
 COMMENT ON FUNCTION swarm.agent_type_drop IS 'remove a type of agents that no agent has';
 
 CREATE VIEW swarm.agent_types AS
@@ -513,7 +514,20 @@ SELECT t.name, t.owner, t.version, t.spec->>'description' AS description, t.capa
 FROM swarm._agent_type t;
 COMMENT ON VIEW swarm.agent_types IS 'types of agents';
 
--- swarm.agent_card(name): the A2A card of a type; NULL if there is none.
+-- A type by name. Errors: 42704 if there is none.
+CREATE FUNCTION swarm._agent_type_get(name text) RETURNS swarm._agent_type
+LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    t swarm._agent_type;
+BEGIN
+    SELECT * INTO t FROM swarm._agent_type o WHERE o.name = _agent_type_get.name;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('type of agents "%s" does not exist', name);
+    END IF;
+    RETURN t;
+END $$;
+
+-- swarm.agent_card(name): the A2A card of a type. Errors: 42704.
 CREATE FUNCTION swarm.agent_card(name text) RETURNS jsonb
 LANGUAGE sql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 SELECT jsonb_build_object('protocolVersion', '0.3.0', 'name', t.name,
@@ -523,18 +537,17 @@ SELECT jsonb_build_object('protocolVersion', '0.3.0', 'name', t.name,
     'skills', coalesce((SELECT jsonb_agg(jsonb_build_object('id', c, 'name', c, 'description', c,
                                                             'tags', jsonb_build_array(t.name)) ORDER BY c)
                         FROM unnest(t.capabilities) c), '[]'))
-FROM swarm._agent_type t WHERE t.name = agent_card.name
+FROM swarm._agent_type_get(name) t
 $$;
 COMMENT ON FUNCTION swarm.agent_card IS 'the Agent2Agent (A2A) card of a type of agents';
 
--- swarm.agent_tools(name): the tools of a type as an MCP tool list.
+-- swarm.agent_tools(name): the tools of a type as an MCP tool list. Errors: 42704.
 CREATE FUNCTION swarm.agent_tools(name text) RETURNS jsonb
 LANGUAGE sql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 SELECT jsonb_build_object('tools', coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object('name', x->'name',
     'description', x->'description', 'inputSchema', coalesce(x->'inputSchema', '{"type": "object"}'),
     'annotations', CASE WHEN x ? 'readOnly' THEN jsonb_build_object('readOnlyHint', x->'readOnly') END)) ORDER BY n), '[]'))
-FROM swarm._agent_type t, jsonb_array_elements(coalesce(t.spec->'tools', '[]')) WITH ORDINALITY e(x, n)
-WHERE t.name = agent_tools.name
+FROM swarm._agent_type_get(name) t, jsonb_array_elements(coalesce(t.spec->'tools', '[]')) WITH ORDINALITY e(x, n)
 $$;
 COMMENT ON FUNCTION swarm.agent_tools IS 'the tools of a type of agents as a Model Context Protocol (MCP) list';
 
@@ -830,7 +843,7 @@ $$;
 -- over, and return what it is then.
 CREATE FUNCTION swarm.task_wait(task bigint, timeout interval = '1 min')
 RETURNS TABLE (id bigint, state text, agent_id bigint, attempts int, result jsonb, error text, started_at timestamptz, finished_at timestamptz)
-LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'swarm_task_wait';
+LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'swarm_task_wait';
 COMMENT ON FUNCTION swarm.task_wait IS 'wait until a task is done, failed or cancelled, or the timeout is over, and return its status';
 
 CREATE FUNCTION swarm._task_cancel(caller oid, task bigint) RETURNS boolean
@@ -858,7 +871,7 @@ BEGIN
 END $$;
 
 CREATE FUNCTION swarm.task_cancel(task bigint) RETURNS boolean
-LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_task_cancel';
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_task_cancel';
 COMMENT ON FUNCTION swarm.task_cancel IS 'cancel a task that has not begun; false if it has';
 
 CREATE FUNCTION swarm._task_ended(task bigint) RETURNS void
@@ -1024,7 +1037,7 @@ BEGIN
     task := t.id;
     proc := swarm._agent_handler(CASE WHEN t.message IS NULL THEN y.handler ELSE y.spec->'hooks'->>'message' END);
     payload := t.payload;
-    agent := ROW(a.id, a.name, a.type, s.capabilities, a.priority, a.metadata, y.spec, t.id, t.attempts + 1)::swarm.agent;
+    agent := ROW(a.id, a.name, a.type, s.capabilities, a.priority, a.metadata, y.spec, t.id, t.attempts + 1, NULL)::swarm.agent;
     timeout_us := coalesce(extract(epoch FROM least(t.timeout, (y.spec->'budget'->>'max_task_time')::interval,
                                                     CASE WHEN t.deadline IS NOT NULL THEN least(greatest(t.deadline - swarm._now(), '1 ms'), '10000 days') END))
                            * 1000000, 0);
@@ -1034,7 +1047,7 @@ END $$;
 
 -- What comes before a task; why it must not begin, or NULL. code BREAK: its
 -- type is not asked at the moment.
-CREATE FUNCTION swarm._agent_begin(agent_id bigint, task_id bigint, OUT veto text, OUT code text)
+CREATE FUNCTION swarm._agent_begin(agent_id bigint, task_id bigint, INOUT agent swarm.agent, OUT veto text, OUT code text)
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     a swarm._agent;
@@ -1055,8 +1068,10 @@ BEGIN
     veto := coalesce(CASE WHEN t.message IS NOT NULL AND NOT coalesce(spec->'hooks' ? 'message', false) THEN 'its type has no hook for messages any more' END,
                      CASE WHEN spec ? 'budget' THEN swarm._agent_budget(a, spec->'budget') END,
                      swarm._hook_run(a.owner, 'task', 'before', jsonb_build_object('agent', a.id, 'type', a.type, 'id', t.id, 'task', t.payload)),
-                     CASE WHEN spec->'hooks' ? 'before_task' THEN swarm._agent_type_hook(a, t, 'before_task', spec->'hooks'->>'before_task', '{}') END,
-                     swarm._protocol_phase(a, t, 'before', NULL));
+                     CASE WHEN spec->'hooks' ? 'before_task' THEN swarm._agent_type_hook(a, t, 'before_task', spec->'hooks'->>'before_task', '{}') END);
+    IF veto IS NULL THEN
+        SELECT p.veto, p.restored INTO veto, agent.restored FROM swarm._protocol_phase(a, t, 'before', NULL) p;
+    END IF;
 END $$;
 
 -- What the budget of its type allows an agent a day (UTC), this task included:
@@ -1144,6 +1159,9 @@ BEGIN
     END IF;
     IF t.strategy IS NOT NULL THEN
         PERFORM swarm._strategy_note(t.strategy, CASE WHEN error IS NULL THEN 1 / (1 + ms / 1000) ELSE 0 END);
+    END IF;
+    IF state IS DISTINCT FROM 'BREAK' AND EXISTS (SELECT FROM swarm._topology_member m WHERE m.agent = agent_id) THEN
+        PERFORM swarm._topology_note(a.id, 1, extract(epoch FROM swarm._now() - t.run_at)::float8 * 1000, (error IS NOT NULL)::int);
     END IF;
     PERFORM swarm._agent_go(a, CASE WHEN a.pause_wanted AND a.state = 'busy' THEN 'park' ELSE 'done' END, error);
     -- this process has done it
@@ -1478,8 +1496,7 @@ BEGIN
     INSERT INTO swarm._spawn_batch VALUES (batch_id, caller, began, n, cardinality(spawned), CASE WHEN parallel THEN mode ELSE 'sequential' END, fallback, batch_size,
         size_now, max_concurrency, extract(epoch FROM clock_timestamp() - began) * 1000, (SELECT max(m) FROM unnest(ms) m));
     IF topology IS NOT NULL AND spawned <> '{}' THEN
-        PERFORM swarm._topology_create(caller, format('spawn %s', batch_id),
-            CASE topology WHEN 'auto' THEN swarm.topology_choose(cardinality(spawned)) ELSE topology END, spawned);
+        PERFORM swarm._topology_create(caller, format('spawn %s', batch_id), topology, spawned);
     END IF;
     FOR i IN 1 .. n LOOP
         e := agents->(i - 1);
@@ -1625,7 +1642,7 @@ BEGIN
     UPDATE swarm._agent o SET task = NULL, pause_wanted = false WHERE o.id = a.id;
     FOR job IN SELECT r.id FROM swarm._job_running() r JOIN swarm._job j ON j.id = r.id
                WHERE j.kind = 6 AND (j.args->>'agent')::bigint = a.id LOOP
-        PERFORM swarm.job_cancel(job, 'its agent was killed');
+        PERFORM swarm._job_cancel(job, 'its agent was killed');
     END LOOP;
     PERFORM swarm._agent_disperse(a);
     PERFORM swarm._track_completion(a.owner, a.id::text, 'failure', NULL, 'killed');
@@ -1690,10 +1707,18 @@ SELECT * FROM swarm.agents a WHERE ($1 IS NULL OR a.type = $1) AND ($2 IS NULL O
 $$;
 COMMENT ON FUNCTION swarm.agent_list IS 'agents that the current role may see, all or of a type or state';
 
--- swarm.agent_status(agent_id): all about one agent; NULL if there is none.
+-- swarm.agent_status(agent_id): all about one agent. Errors: 42704 if there is
+-- none that the caller may see.
 CREATE FUNCTION swarm.agent_status(agent_id bigint) RETURNS jsonb
-LANGUAGE sql STABLE STRICT PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp AS $$
-SELECT to_jsonb(a) || jsonb_build_object('stat', (SELECT to_jsonb(s) - '{id,name,type}'::text[] FROM swarm.agent_stat s WHERE s.id = a.id))
-FROM swarm.agents a WHERE a.id = agent_id
-$$;
+LANGUAGE plpgsql STABLE STRICT PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    status jsonb;
+BEGIN
+    SELECT to_jsonb(a) || jsonb_build_object('stat', (SELECT to_jsonb(s) - '{id,name,type}'::text[] FROM swarm.agent_stat s WHERE s.id = a.id))
+    INTO status FROM swarm.agents a WHERE a.id = agent_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('agent %s does not exist', agent_id);
+    END IF;
+    RETURN status;
+END $$;
 COMMENT ON FUNCTION swarm.agent_status IS 'an agent with its figures, as one document';

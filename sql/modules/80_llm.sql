@@ -631,7 +631,7 @@ END $$;
 
 CREATE FUNCTION swarm.tool_create(name text, function regproc, class text = 'write', description text = NULL)
 RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_tool_create';
+AS 'MODULE_PATHNAME', 'swarm_hooked_tool_create';
 COMMENT ON FUNCTION swarm.tool_create IS 'offer a function to language models, to roles that may execute it; replaces a tool of that name';
 
 -- swarm.tool_drop(name). Errors: 42704, 42501.
@@ -653,7 +653,7 @@ END $$;
 
 CREATE FUNCTION swarm.tool_drop(name text) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_tool_drop';
+AS 'MODULE_PATHNAME', 'swarm_hooked_tool_drop';
 COMMENT ON FUNCTION swarm.tool_drop IS 'offer a function to language models no more; the function stays';
 
 -- Call a tool's function, as the current user: arguments by name from a JSON
@@ -675,7 +675,7 @@ BEGIN
            pg_catalog.string_agg(pg_catalog.format('%I => r.%I', n, n), ', ' ORDER BY pos)
                FILTER (WHERE input OPERATOR(pg_catalog.?) n)
     INTO columns, args
-    FROM (SELECT n, pos, p.proargtypes[pg_catalog.row_number() OVER (ORDER BY pos) - 1] AS t
+    FROM (SELECT n, pos, p.proargtypes[pg_catalog.row_number() OVER (ORDER BY pos) OPERATOR(pg_catalog.-) 1] AS t
           FROM ROWS FROM (pg_catalog.unnest(p.proargnames), pg_catalog.unnest(coalesce(p.proargmodes,
                    pg_catalog.array_fill('i'::"char", ARRAY[p.pronargs::int]))))
                WITH ORDINALITY x(n, mode, pos)
@@ -837,7 +837,7 @@ AS $$ SELECT swarm._llm_create(caller, model, messages, system, tools, permissio
 CREATE FUNCTION swarm.llm_ask(model text, messages jsonb, system text = NULL, tools text[] = '{}',
     permission_mode text = 'default', options jsonb = '{}')
 RETURNS bigint LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_llm_ask';
+AS 'MODULE_PATHNAME', 'swarm_hooked_llm_ask';
 COMMENT ON FUNCTION swarm.llm_ask(text, jsonb, text, text[], text, jsonb) IS
     'start a conversation with a model: messages are an array of {"role", "content"}; returns its id';
 
@@ -871,7 +871,7 @@ END $$;
 -- swarm.llm_embed(model, texts): errors as llm_ask.
 CREATE FUNCTION swarm.llm_embed(model text, texts text[]) RETURNS bigint
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_llm_embed';
+AS 'MODULE_PATHNAME', 'swarm_hooked_llm_embed';
 COMMENT ON FUNCTION swarm.llm_embed IS 'ask a model for the embeddings of texts; returns an id for swarm.llm_wait and swarm.llm_embeddings';
 
 CREATE FUNCTION swarm._llm_count_tokens(caller oid, model text, messages jsonb) RETURNS bigint
@@ -886,10 +886,18 @@ COMMENT ON FUNCTION swarm.llm_count_tokens IS 'ask a model''s server how many to
 
 -- swarm.llm_embeddings(id): errors: 42704.
 CREATE FUNCTION swarm.llm_embeddings(id bigint, OUT no int, OUT embedding real[]) RETURNS SETOF record
-LANGUAGE sql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-SELECT n::int, (SELECT array_agg(v::real ORDER BY k) FROM jsonb_array_elements_text(e) WITH ORDINALITY y(v, k))
-FROM swarm._llm_conversation c, jsonb_array_elements(c.result->'embeddings') WITH ORDINALITY x(e, n)
-WHERE c.id = llm_embeddings.id $$;
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    embeddings jsonb;
+BEGIN
+    SELECT c.result->'embeddings' INTO embeddings FROM swarm._llm_conversation c WHERE c.id = llm_embeddings.id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('conversation %s does not exist', id);
+    END IF;
+    RETURN QUERY
+    SELECT n::int, (SELECT array_agg(v::real ORDER BY k) FROM jsonb_array_elements_text(e) WITH ORDINALITY y(v, k))
+    FROM jsonb_array_elements(embeddings) WITH ORDINALITY x(e, n);
+END $$;
 COMMENT ON FUNCTION swarm.llm_embeddings IS 'the embeddings that swarm.llm_embed has asked for, in the order of its texts';
 
 -- A conversation that the caller may act on, locked. Errors: 42704, 55000 it
@@ -947,7 +955,7 @@ END $$;
 
 CREATE FUNCTION swarm.llm_say(conversation bigint, messages jsonb) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_llm_say';
+AS 'MODULE_PATHNAME', 'swarm_hooked_llm_say';
 COMMENT ON FUNCTION swarm.llm_say(bigint, jsonb) IS 'go on with a conversation that has ended: the next messages';
 
 CREATE FUNCTION swarm.llm_say(conversation bigint, message text) RETURNS void
@@ -976,7 +984,7 @@ END $$;
 
 CREATE FUNCTION swarm.llm_resume(conversation bigint) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_llm_resume';
+AS 'MODULE_PATHNAME', 'swarm_hooked_llm_resume';
 COMMENT ON FUNCTION swarm.llm_resume IS 'go on with a conversation that was paused or has failed, after its last finished turn';
 
 -- swarm.llm_cancel(conversation): errors: 42704.
@@ -990,14 +998,14 @@ BEGIN
     END IF;
     PERFORM swarm._llm_move(conversation, 'cancel');
     IF EXISTS (SELECT FROM swarm._job j WHERE j.id = c.job) THEN
-        PERFORM swarm.job_cancel(c.job, 'the conversation was cancelled');
+        PERFORM swarm._job_cancel(c.job, 'the conversation was cancelled');
     END IF;
     RETURN true;
 END $$;
 
 CREATE FUNCTION swarm.llm_cancel(conversation bigint) RETURNS boolean
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_llm_cancel';
+AS 'MODULE_PATHNAME', 'swarm_hooked_llm_cancel';
 COMMENT ON FUNCTION swarm.llm_cancel IS 'stop a conversation: a turn under way at once; false if it had ended';
 
 -- swarm.llm_approve(conversation, call, allow): errors: 42704 no such call,
@@ -1030,7 +1038,7 @@ END $$;
 
 CREATE FUNCTION swarm.llm_approve(conversation bigint, call text, allow boolean = true) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_llm_approve';
+AS 'MODULE_PATHNAME', 'swarm_hooked_llm_approve';
 COMMENT ON FUNCTION swarm.llm_approve IS 'allow or deny a tool call that waits for it; with the last one the conversation goes on';
 
 -- swarm.llm_permission_mode(conversation, mode): errors: 42704, 22023, 42501,
@@ -1047,7 +1055,7 @@ END $$;
 
 CREATE FUNCTION swarm.llm_permission_mode(conversation bigint, mode text) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_llm_permission_mode';
+AS 'MODULE_PATHNAME', 'swarm_hooked_llm_permission_mode';
 COMMENT ON FUNCTION swarm.llm_permission_mode IS 'change what a conversation''s tools may do: tightened with the next tool call, loosened with the next turn';
 
 -- ---------------------------------------------------------------------
@@ -1666,16 +1674,21 @@ SELECT jsonb_build_object('id', c.id, 'state', c.state, 'text', c.text, 'result'
 FROM swarm.llm_conversations c WHERE c.id = _llm_result.id $$;
 
 -- swarm.llm_wait(conversation, timeout): until it is complete, failed,
--- cancelled, paused or awaiting an approval. Errors: 42704, 55000 asked by this
--- transaction.
+-- cancelled, paused or awaiting an approval. Errors: 42704, 22023 timeout is
+-- negative, 55000 asked by this transaction, or by one that does not see news.
 CREATE FUNCTION swarm.llm_wait(conversation bigint, timeout interval = '5 min') RETURNS jsonb
-LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
-    until timestamptz := clock_timestamp() + timeout;
+    until timestamptz := CASE WHEN timeout < '1000 years' THEN clock_timestamp() + timeout ELSE 'infinity' END;
     waits_for bigint;
     result jsonb;
 BEGIN
+    IF timeout < '0' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'timeout must not be negative', HINT = 'NULL waits without limit.';
+    ELSIF conversation IS NULL THEN
+        RETURN NULL;
+    END IF;
     LOOP
         SELECT c.job INTO waits_for FROM swarm._llm_conversation c WHERE c.id = conversation;
         IF NOT FOUND THEN
@@ -1683,7 +1696,12 @@ BEGIN
         END IF;
         result := swarm._llm_result(conversation);
         EXIT WHEN result->>'state' NOT IN ('waiting', 'running') OR clock_timestamp() >= until;
-        PERFORM swarm.job_wait(waits_for, greatest(until - clock_timestamp(), '1 ms'));
+        IF current_setting('transaction_isolation') NOT LIKE 'read%' THEN
+            RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+                MESSAGE = 'cannot wait for a conversation in a transaction that does not see what others do',
+                HINT = 'Use isolation level read committed.';
+        END IF;
+        PERFORM swarm.job_wait(waits_for, CASE WHEN until < 'infinity' THEN greatest(until - clock_timestamp(), '0') END);
     END LOOP;
     RETURN result;
 END $$;

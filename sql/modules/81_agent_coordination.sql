@@ -35,9 +35,9 @@ LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm__agent_c
 CREATE FUNCTION swarm._hook_counts(OUT hook int, OUT calls bigint, OUT failures bigint, OUT vetoes bigint, OUT timeouts bigint, OUT total_ms float8)
 RETURNS SETOF record LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 10 AS 'MODULE_PATHNAME', 'swarm__hook_counts';
 
+-- Most operations are one function, whose name the event has (src/base/operation.h).
 CREATE FUNCTION swarm._hook_events(OUT event text, OUT what text) RETURNS SETOF record
-LANGUAGE sql IMMUTABLE PARALLEL SAFE ROWS 10
-BEGIN ATOMIC
+LANGUAGE sql STABLE PARALLEL SAFE ROWS 100 SET search_path = pg_catalog, pg_temp AS $$
 SELECT * FROM (VALUES
     ('agent_spawn', 'an agent is spawned; a veto fails this one'),
     ('agent_pause', 'swarm.agent_pause()'), ('agent_resume', 'swarm.agent_resume()'),
@@ -47,14 +47,18 @@ SELECT * FROM (VALUES
     ('message', 'swarm.agent_message()'), ('handoff', 'swarm.agent_handoff()'),
     ('job_enqueue', 'swarm.job_enqueue(), swarm.job_enqueue_many()'),
     ('job', 'before: a process runs a job, a veto ends it; after: it has ended'),
-    ('memory_store', 'swarm.memory_store(), memory_store_many(), memory_increment()'),
-    ('memory_delete', 'swarm.memory_delete(), memory_clear()'),
+    ('memory_store', 'swarm.memory_store(), memory_store_many(), memory_increment(), memory_usage(), cached()'),
+    ('memory_delete', 'swarm.memory_delete(), memory_clear(), memory_usage()'),
     ('upload', 'before: swarm.s3_upload(), s3_upload_sync(), s3_export(); after: every file has its outcome'),
     ('query_start', 'swarm.query_start()'), ('query_pause', 'swarm.query_pause()'), ('query_resume', 'swarm.query_resume()'),
     ('query_terminate', 'swarm.query_terminate()'), ('query_execute_command', 'swarm.query_execute_command()'),
     ('query_change_permissions', 'swarm.query_change_permissions()'), ('query_change_model', 'swarm.query_change_model()'),
-    ('query_approve', 'swarm.query_approve()')) t;
-END;
+    ('query_approve', 'swarm.query_approve()')) t(event, what)
+UNION ALL
+SELECT DISTINCT p.proname::text, format('swarm.%s()', p.proname) FROM pg_proc p
+WHERE p.pronamespace = 'swarm'::regnamespace AND p.prosrc = 'swarm_hooked_' || p.proname
+ORDER BY 1
+$$;
 
 CREATE FUNCTION swarm._hook_create(caller oid, event text, phase text, handler regproc, priority int, timeout interval) RETURNS int
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -66,7 +70,7 @@ DECLARE
 BEGIN
     IF NOT EXISTS (SELECT FROM swarm._hook_events() e WHERE e.event = _hook_create.event) THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('event "%s" is not known', event),
-            HINT = (SELECT format('Known are %s.', string_agg(e.event, ', ')) FROM swarm._hook_events() e);
+            HINT = 'swarm._hook_events() lists those that are.';
     ELSIF phase IS NULL OR phase NOT IN ('before', 'after') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'phase must be before or after';
     ELSIF priority IS NULL OR timeout IS NULL OR timeout < '1 ms' OR timeout > '1 hour' THEN
@@ -95,7 +99,7 @@ END $$;
 -- swarm.hook_create(event, phase, handler, priority, timeout): call a function
 -- around an operation, with the rights of who calls this. Returns its id.
 CREATE FUNCTION swarm.hook_create(event text, phase text, handler regproc, priority int = 0, timeout interval = '1 s') RETURNS int
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hook_create';
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_hook_create';
 COMMENT ON FUNCTION swarm.hook_create IS 'call a function before or after an operation; one before it can refuse it';
 
 CREATE FUNCTION swarm._hook_drop(caller oid, hook int) RETURNS void
@@ -108,7 +112,7 @@ BEGIN
 END $$;
 
 CREATE FUNCTION swarm.hook_drop(hook int) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hook_drop';
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_hook_drop';
 COMMENT ON FUNCTION swarm.hook_drop IS 'remove a hook';
 
 CREATE FUNCTION swarm._hook_enable(caller oid, hook int, enabled boolean) RETURNS void
@@ -121,7 +125,7 @@ BEGIN
 END $$;
 
 CREATE FUNCTION swarm.hook_enable(hook int, enabled boolean = true) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hook_enable';
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_hook_enable';
 COMMENT ON FUNCTION swarm.hook_enable IS 'switch a hook on or off';
 
 CREATE VIEW swarm.hook_stat AS
@@ -167,7 +171,7 @@ $$;
 -- swarm.retry_policy_set(target, policy): how often and when what fails is tried
 -- again, what is used instead, and when to stop asking. target: agent:TYPE, the
 -- agents of a type; or server:NAME, what uploads and models ask (src/net).
-CREATE FUNCTION swarm.retry_policy_set(target text, policy jsonb) RETURNS void
+CREATE FUNCTION swarm._retry_policy_set(target text, policy jsonb) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -184,19 +188,25 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'invalid retry policy: a wait must be between 0 and 1 day';
     END IF;
     INSERT INTO swarm._retry_policy AS p (target, first_wait, factor, max_wait, fallback, threshold, cooldown, max_attempts)
-    SELECT retry_policy_set.target, coalesce((policy->>'first_wait')::interval, '100 ms'), coalesce((policy->>'factor')::float8, 2),
+    SELECT _retry_policy_set.target, coalesce((policy->>'first_wait')::interval, '100 ms'), coalesce((policy->>'factor')::float8, 2),
            coalesce((policy->>'max_wait')::interval, '1 min'), policy->>'fallback', (policy->>'threshold')::int,
            coalesce((policy->>'cooldown')::interval, '30 s'), (policy->>'max_attempts')::int
     ON CONFLICT (target) DO UPDATE SET first_wait = EXCLUDED.first_wait, factor = EXCLUDED.factor, max_wait = EXCLUDED.max_wait,
         fallback = EXCLUDED.fallback, threshold = EXCLUDED.threshold, cooldown = EXCLUDED.cooldown, max_attempts = EXCLUDED.max_attempts;
 END $$;
+
+CREATE FUNCTION swarm.retry_policy_set(target text, policy jsonb) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_retry_policy_set';
 COMMENT ON FUNCTION swarm.retry_policy_set IS 'waits, fallback and circuit breaker of a target: agent:TYPE or server:NAME';
 
-CREATE FUNCTION swarm.retry_policy_drop(target text) RETURNS void
+CREATE FUNCTION swarm._retry_policy_drop(target text) RETURNS void
 LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DELETE FROM swarm._retry_policy p WHERE p.target = $1 AND NOT p.builtin;
 DELETE FROM swarm._circuit_breaker b WHERE b.target = $1;
 $$;
+
+CREATE FUNCTION swarm.retry_policy_drop(target text) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_retry_policy_drop';
 COMMENT ON FUNCTION swarm.retry_policy_drop IS 'forget the retry policy of a target, and its circuit breaker';
 
 -- What becomes of a task that failed: again after `wait`, perhaps by another
@@ -322,15 +332,28 @@ CREATE TABLE swarm._topology (
     name text COLLATE "C" NOT NULL,
     owner regrole NOT NULL,
     kind text NOT NULL,
+    adaptive boolean NOT NULL DEFAULT false, -- kind is chosen
+    previous text,
+    changed_at timestamptz,
+    trial boolean NOT NULL DEFAULT false, -- may go back to the previous one
+    before jsonb, -- what was measured with the previous one
+    refused text, -- was tried, and was worse
+    why text,
     UNIQUE (owner, name)
 );
+-- Of an adaptive one: what its members have measured since it has its kind.
 CREATE TABLE swarm._topology_member (
     topology int NOT NULL REFERENCES swarm._topology ON DELETE CASCADE,
     place int NOT NULL,
     agent bigint NOT NULL,
+    tasks int NOT NULL DEFAULT 0,
+    task_ms float8 NOT NULL DEFAULT 0,
+    messages int NOT NULL DEFAULT 0,
+    message_ms float8 NOT NULL DEFAULT 0,
+    failures int NOT NULL DEFAULT 0,
     PRIMARY KEY (topology, place),
     UNIQUE (topology, agent)
-);
+) WITH (fillfactor = 80);
 CREATE INDEX _topology_member_agent ON swarm._topology_member (agent);
 SELECT pg_catalog.pg_extension_config_dump('swarm._topology_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('swarm._topology', '');
@@ -364,60 +387,6 @@ SELECT x.agent, y.agent FROM live x, live y, swarm._topology t
 WHERE t.id = of_topology AND swarm._topology_linked(t.kind, x.n, x.place, y.place)
 $$;
 
-CREATE FUNCTION swarm._topology_create(caller oid, name text, kind text, agents bigint[]) RETURNS int
-LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
-#variable_conflict use_column
-DECLARE
-    new_id int;
-    a bigint;
-BEGIN
-    IF name IS NULL OR name = '' THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'a topology needs a name';
-    ELSIF kind IS NULL OR kind NOT IN ('mesh', 'hierarchical', 'ring', 'star') THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('topology "%s" is not known', coalesce(kind, 'NULL')),
-            HINT = 'Known are mesh, hierarchical, ring and star.';
-    ELSIF coalesce(cardinality(agents), 0) < 1 THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'a topology needs agents';
-    END IF;
-    FOREACH a IN ARRAY agents LOOP
-        PERFORM swarm._agent_get(caller, a);
-    END LOOP;
-    INSERT INTO swarm._topology (name, owner, kind) VALUES (_topology_create.name, caller, _topology_create.kind)
-    ON CONFLICT (owner, name) DO UPDATE SET kind = EXCLUDED.kind RETURNING id INTO new_id;
-    DELETE FROM swarm._topology_member m WHERE m.topology = new_id;
-    INSERT INTO swarm._topology_member (topology, place, agent)
-    SELECT new_id, min(o), u FROM unnest(agents) WITH ORDINALITY x(u, o) GROUP BY u;
-    RETURN new_id;
-END $$;
-
--- swarm.topology_create(name, kind, agents): who may message whom; the first
--- agent is the centre of a star and the root of a hierarchy. Returns its id.
-CREATE FUNCTION swarm.topology_create(name text, kind text, agents bigint[]) RETURNS int
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_topology_create';
-COMMENT ON FUNCTION swarm.topology_create IS 'link agents as mesh, hierarchical, ring or star: who may message whom';
-
-CREATE FUNCTION swarm._topology_drop(caller oid, name text) RETURNS void
-LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    DELETE FROM swarm._topology t WHERE t.name = _topology_drop.name AND t.owner = caller;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('topology "%s" does not exist', name);
-    END IF;
-END $$;
-
-CREATE FUNCTION swarm.topology_drop(name text) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_topology_drop';
-COMMENT ON FUNCTION swarm.topology_drop IS 'remove a topology; its agents stay';
-
--- swarm.topology_neighbours(agent_id): whom an agent is linked with now.
-CREATE FUNCTION swarm.topology_neighbours(agent_id bigint, OUT topology text, OUT kind text, OUT neighbour bigint) RETURNS SETOF record
-LANGUAGE sql STABLE STRICT PARALLEL SAFE ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
-SELECT t.name, t.kind, l.to_agent
-FROM swarm._topology_member m JOIN swarm._topology t ON t.id = m.topology, LATERAL swarm._topology_links(t.id) l
-WHERE m.agent = agent_id AND l.from_agent = agent_id ORDER BY 1, 3
-$$;
-COMMENT ON FUNCTION swarm.topology_neighbours IS 'agents that an agent is linked with; links of agents that have ended are routed around';
-
 -- The reasons are what test 405 measures for the most agents of a row (or 30).
 CREATE FUNCTION swarm._topology_rules(OUT min_agents int, OUT max_agents int, OUT complexity text, OUT kind text, OUT why text) RETURNS SETOF record
 LANGUAGE sql IMMUTABLE PARALLEL SAFE ROWS 10
@@ -446,6 +415,202 @@ BEGIN
     RETURN k;
 END $$;
 COMMENT ON FUNCTION swarm.topology_choose IS 'which kind of topology suits a number of agents and the complexity of their tasks';
+
+-- ---------------------------------------------------------------------
+-- Adaptive topologies: a kind that was chosen, and is worse than the one
+-- before, is given up
+-- ---------------------------------------------------------------------
+
+-- When a measure has risen: both kinds have been measured `samples` times, and
+-- the mean of the new one is above factor * mean of the old one + slack.  After
+-- ten times as many the new one stays.
+CREATE FUNCTION swarm._topology_limits(OUT measure text, OUT samples int, OUT factor float8, OUT slack float8, OUT why text) RETURNS SETOF record
+LANGUAGE sql IMMUTABLE PARALLEL SAFE ROWS 3
+BEGIN ATOMIC
+SELECT * FROM (VALUES
+    ('task_ms', 20, 1.5, 1, 'milliseconds from when a task was due to the end of its attempt'),
+    ('message_ms', 20, 1.5, 1, 'milliseconds until agent_inbox() has read a message of another member'),
+    ('failures', 20, 1.5, 0.05, 'share of tasks and messages: attempts that failed, requests for help that nobody has answered')) t;
+END;
+
+-- What the members have measured: {measure: {"n": how often, "mean": value}}.
+CREATE FUNCTION swarm._topology_measured(of_topology int) RETURNS jsonb
+LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+SELECT jsonb_build_object('task_ms', jsonb_build_object('n', coalesce(sum(m.tasks), 0), 'mean', sum(m.task_ms) / nullif(sum(m.tasks), 0)),
+    'message_ms', jsonb_build_object('n', coalesce(sum(m.messages), 0), 'mean', sum(m.message_ms) / nullif(sum(m.messages), 0)),
+    'failures', jsonb_build_object('n', coalesce(sum(m.tasks + m.messages), 0),
+        'mean', sum(m.failures)::float8 / nullif(greatest(sum(m.tasks + m.messages), sum(m.failures)), 0)))
+FROM swarm._topology_member m WHERE m.topology = of_topology
+$$;
+
+-- The kind of a topology is another one, or is kept: for all to see.
+CREATE FUNCTION swarm._topology_tell(of_topology int, reason text) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE swarm._topology t SET why = reason WHERE t.id = of_topology;
+    INSERT INTO swarm._agent_event (agent, event, detail, at)
+    SELECT m.agent, 'topology', format('%s: %s', t.name, reason), swarm._now()
+    FROM swarm._topology t JOIN swarm._topology_member m ON m.topology = t.id JOIN swarm._agent a ON a.id = m.agent
+    WHERE t.id = of_topology AND a.state NOT IN ('stopped', 'failed') ORDER BY m.place;
+END $$;
+
+-- Is the new kind worse than the previous one? Then back to that, and never
+-- again this one.
+CREATE FUNCTION swarm._topology_judge(of_topology int) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    t swarm._topology;
+    measured jsonb := swarm._topology_measured(of_topology);
+    r record;
+    settled boolean := true;
+    figures text;
+BEGIN
+    SELECT * INTO t FROM swarm._topology o WHERE o.id = of_topology AND o.trial;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    FOR r IN SELECT x.*, x.mean > x.mean_before * x.factor + x.slack AS rose, x.n >= 10 * x.samples AS enough
+             FROM (SELECT l.measure, l.samples, l.factor, l.slack, (t.before->l.measure->>'mean')::float8 AS mean_before, (t.before->l.measure->>'n')::bigint AS n_before,
+                          (measured->l.measure->>'mean')::float8 AS mean, (measured->l.measure->>'n')::bigint AS n FROM swarm._topology_limits() l) x
+             WHERE x.n_before >= x.samples LOOP
+        IF r.n >= r.samples AND r.rose THEN
+            -- somebody else is just changing it: what he finds holds
+            SELECT * INTO t FROM swarm._topology o WHERE o.id = of_topology AND o.trial AND o.changed_at = t.changed_at FOR UPDATE SKIP LOCKED;
+            IF FOUND THEN
+                UPDATE swarm._topology o SET kind = t.previous, previous = t.kind, refused = t.kind, changed_at = swarm._now(), trial = false
+                WHERE o.id = of_topology;
+                PERFORM swarm._topology_tell(of_topology, format('%s again: %s was %s with %s, %s before; the limit was %s', t.previous, r.measure,
+                    round(r.mean::numeric, 3), t.kind, round(r.mean_before::numeric, 3), round((r.mean_before * r.factor + r.slack)::numeric, 3)));
+            END IF;
+            RETURN;
+        END IF;
+        settled := settled AND r.enough;
+        figures := concat_ws(', ', figures, format('%s is %s, was %s', r.measure, round(r.mean::numeric, 3), round(r.mean_before::numeric, 3)));
+    END LOOP;
+    IF settled THEN
+        SELECT * INTO t FROM swarm._topology o WHERE o.id = of_topology AND o.trial AND o.changed_at = t.changed_at FOR UPDATE SKIP LOCKED;
+        IF FOUND THEN
+            UPDATE swarm._topology o SET trial = false WHERE o.id = of_topology;
+            PERFORM swarm._topology_tell(of_topology, format('%s stays: %s', t.kind, coalesce(figures, 'too little was measured before')));
+        END IF;
+    END IF;
+END $$;
+
+-- What an agent has measured, if it is in an adaptive topology: tasks, and
+-- messages of `senders` that have waited so long. Samples: one that would have
+-- to wait for a lock, or could not be serialized, is left out.
+CREATE FUNCTION swarm._topology_note(of_agent bigint, more_tasks int, more_task_ms float8, more_failures int,
+    senders bigint[] = '{}', waits float8[] = '{}') RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    r record;
+BEGIN
+    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+        RETURN;
+    END IF;
+    FOR r IN SELECT m.topology, t.trial FROM swarm._topology_member m JOIN swarm._topology t ON t.id = m.topology
+             WHERE m.agent = of_agent AND t.adaptive ORDER BY m.topology FOR UPDATE OF m SKIP LOCKED LOOP
+        UPDATE swarm._topology_member m SET tasks = m.tasks + more_tasks, task_ms = m.task_ms + more_task_ms, failures = m.failures + more_failures,
+            messages = m.messages + x.n, message_ms = m.message_ms + x.ms
+        FROM (SELECT count(*)::int AS n, coalesce(sum(u.ms), 0) AS ms FROM unnest(senders, waits) u(sender, ms)
+              JOIN swarm._topology_member s ON s.topology = r.topology AND s.agent = u.sender) x
+        WHERE m.topology = r.topology AND m.agent = of_agent;
+        IF r.trial THEN
+            PERFORM swarm._topology_judge(r.topology);
+        END IF;
+    END LOOP;
+END $$;
+
+CREATE FUNCTION swarm._topology_create(caller oid, name text, kind text, agents bigint[]) RETURNS int
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    t swarm._topology;
+    chosen text := kind;
+    measured jsonb;
+    members swarm._topology_member[];
+    a bigint;
+    n int;
+BEGIN
+    IF name IS NULL OR name = '' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'a topology needs a name';
+    ELSIF kind IS NULL OR kind NOT IN ('mesh', 'hierarchical', 'ring', 'star', 'auto') THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('topology "%s" is not known', coalesce(kind, 'NULL')),
+            HINT = 'Known are mesh, hierarchical, ring, star, and auto, which chooses one.';
+    ELSIF coalesce(cardinality(agents), 0) < 1 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'a topology needs agents';
+    END IF;
+    FOREACH a IN ARRAY agents LOOP
+        PERFORM swarm._agent_get(caller, a);
+    END LOOP;
+    IF kind = 'auto' THEN
+        n := (SELECT count(DISTINCT u) FROM unnest(agents) u);
+        chosen := swarm.topology_choose(n);
+    END IF;
+    INSERT INTO swarm._topology (name, owner, kind, adaptive, why)
+    VALUES (_topology_create.name, caller, chosen, _topology_create.kind = 'auto', format('chosen for %s agents', n))
+    ON CONFLICT (owner, name) DO NOTHING RETURNING * INTO t;
+    IF NOT FOUND THEN
+        SELECT * INTO t FROM swarm._topology o WHERE o.owner = caller AND o.name = _topology_create.name FOR UPDATE;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION USING ERRCODE = 'serialization_failure', MESSAGE = format('topology "%s" has just been dropped', name);
+        END IF;
+        IF n IS NULL THEN
+            UPDATE swarm._topology o SET kind = chosen, adaptive = false, previous = NULL, changed_at = NULL, trial = false, before = NULL, refused = NULL, why = NULL
+            WHERE o.id = t.id;
+        ELSIF NOT t.adaptive THEN
+            UPDATE swarm._topology o SET kind = chosen, adaptive = true, why = format('chosen for %s agents', n) WHERE o.id = t.id;
+        ELSIF chosen <> t.kind AND chosen IS DISTINCT FROM t.refused THEN
+            measured := swarm._topology_measured(t.id);
+            UPDATE swarm._topology o SET kind = chosen, previous = o.kind, changed_at = swarm._now(), trial = true, before = measured WHERE o.id = t.id;
+        ELSE
+            members := ARRAY(SELECT m FROM swarm._topology_member m WHERE m.topology = t.id);
+        END IF;
+        DELETE FROM swarm._topology_member m WHERE m.topology = t.id;
+    END IF;
+    INSERT INTO swarm._topology_member (topology, place, agent, tasks, task_ms, messages, message_ms, failures)
+    SELECT t.id, x.place, x.agent, coalesce(m.tasks, 0), coalesce(m.task_ms, 0), coalesce(m.messages, 0), coalesce(m.message_ms, 0), coalesce(m.failures, 0)
+    FROM (SELECT min(o) AS place, u AS agent FROM unnest(agents) WITH ORDINALITY y(u, o) GROUP BY u) x LEFT JOIN unnest(members) m ON m.agent = x.agent;
+    IF measured IS NOT NULL THEN
+        PERFORM swarm._topology_tell(t.id, format('%s after %s: chosen for %s agents', chosen, t.kind, n));
+    END IF;
+    RETURN t.id;
+END $$;
+
+-- swarm.topology_create(name, kind, agents): who may message whom; the first
+-- agent is the centre of a star and the root of a hierarchy. Kind auto chooses,
+-- each time it is called, and goes back when that was worse. Returns its id.
+CREATE FUNCTION swarm.topology_create(name text, kind text, agents bigint[]) RETURNS int
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_topology_create';
+COMMENT ON FUNCTION swarm.topology_create IS 'link agents as mesh, hierarchical, ring, star or auto: who may message whom';
+
+CREATE VIEW swarm.topologies WITH (security_invoker = true) AS
+SELECT t.id, t.name, t.owner, t.kind, t.adaptive, (SELECT count(*) FROM swarm._topology_member m WHERE m.topology = t.id)::int AS agents,
+       t.previous, t.changed_at, t.trial, t.why, t.before, CASE WHEN t.adaptive THEN swarm._topology_measured(t.id) END AS measured
+FROM swarm._topology t;
+COMMENT ON VIEW swarm.topologies IS 'topologies, and why adaptive ones have the kind that they have';
+
+CREATE FUNCTION swarm._topology_drop(caller oid, name text) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    DELETE FROM swarm._topology t WHERE t.name = _topology_drop.name AND t.owner = caller;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('topology "%s" does not exist', name);
+    END IF;
+END $$;
+
+CREATE FUNCTION swarm.topology_drop(name text) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_topology_drop';
+COMMENT ON FUNCTION swarm.topology_drop IS 'remove a topology; its agents stay';
+
+-- swarm.topology_neighbours(agent_id): whom an agent is linked with now.
+CREATE FUNCTION swarm.topology_neighbours(agent_id bigint, OUT topology text, OUT kind text, OUT neighbour bigint) RETURNS SETOF record
+LANGUAGE sql STABLE STRICT PARALLEL SAFE ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
+SELECT t.name, t.kind, l.to_agent
+FROM swarm._topology_member m JOIN swarm._topology t ON t.id = m.topology, LATERAL swarm._topology_links(t.id) l
+WHERE m.agent = agent_id AND l.from_agent = agent_id ORDER BY 1, 3
+$$;
+COMMENT ON FUNCTION swarm.topology_neighbours IS 'agents that an agent is linked with; links of agents that have ended are routed around';
 
 -- ---------------------------------------------------------------------
 -- Messages
@@ -486,7 +651,7 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    INSERT INTO swarm._agent_message VALUES (message, a.owner, from_agent, to_agent, kind, body, hops, clock_timestamp());
+    INSERT INTO swarm._agent_message VALUES (message, a.owner, from_agent, to_agent, kind, body, hops, swarm._now());
     IF kind NOT IN ('agent-lost', 'escalate') THEN
         -- an answer, if there was a request
         UPDATE swarm._agent_message m SET escalate_at = NULL
@@ -519,6 +684,7 @@ BEGIN
     FOR m IN SELECT * FROM swarm._agent_message o WHERE o.from_agent = agent AND o.escalate_at <= swarm._now() ORDER BY o.id FOR UPDATE SKIP LOCKED LOOP
         UPDATE swarm._agent_message o SET escalate_at = NULL WHERE o.id = m.id;
         CONTINUE WHEN a.state IN ('stopped', 'failed');
+        PERFORM swarm._topology_note(agent, 0, 0, 1);
         SELECT coalesce(array_agg(DISTINCT l.neighbour), ARRAY[agent]) INTO receivers
         FROM swarm.topology_neighbours(agent) l WHERE l.neighbour <> ALL (coalesce(m.asked, ARRAY[m.to_agent]));
         FOREACH r IN ARRAY receivers LOOP
@@ -614,21 +780,40 @@ CREATE FUNCTION swarm._agent_inbox(caller oid, agent_id bigint, lim int)
 RETURNS TABLE (id bigint, from_agent bigint, kind text, body jsonb, hops int, sent_at timestamptz)
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
+DECLARE
+    r record;
+    senders bigint[] := '{}';
+    waits float8[] := '{}';
 BEGIN
     IF NOT EXISTS (SELECT FROM swarm._agent a WHERE a.id = agent_id AND pg_has_role(caller, a.owner::oid, 'USAGE')) THEN
         RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = format('agent %s does not exist', coalesce(agent_id::text, 'NULL'));
+    ELSIF lim < 1 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'lim must be positive, or null for all';
     END IF;
-    RETURN QUERY WITH next AS (SELECT m.id FROM swarm._agent_message m WHERE m.to_agent = agent_id AND m.read_at IS NULL
-                               ORDER BY m.id LIMIT lim FOR UPDATE SKIP LOCKED),
-                 taken AS (UPDATE swarm._agent_message m SET read_at = swarm._now() FROM next WHERE m.id = next.id RETURNING m.*)
-    SELECT t.id, t.from_agent, t.kind, t.body, t.hops, t.sent_at FROM taken t ORDER BY t.id;
+    FOR r IN WITH next AS (SELECT m.id FROM swarm._agent_message m WHERE m.to_agent = agent_id AND m.read_at IS NULL
+                           ORDER BY m.id LIMIT lim FOR UPDATE SKIP LOCKED),
+             taken AS (UPDATE swarm._agent_message m SET read_at = swarm._now() FROM next WHERE m.id = next.id RETURNING m.*)
+             SELECT t.* FROM taken t ORDER BY t.id LOOP
+        id := r.id;
+        from_agent := r.from_agent;
+        kind := r.kind;
+        body := r.body;
+        hops := r.hops;
+        sent_at := r.sent_at;
+        RETURN NEXT;
+        senders := senders || r.from_agent;
+        waits := waits || extract(epoch FROM r.read_at - r.sent_at)::float8 * 1000;
+    END LOOP;
+    IF senders <> '{}' THEN
+        PERFORM swarm._topology_note(agent_id, 0, 0, 0, senders, waits);
+    END IF;
 END $$;
 
 -- swarm.agent_inbox(agent_id, lim): the messages that have not been read, the
 -- oldest first; they are read then.
 CREATE FUNCTION swarm.agent_inbox(agent_id bigint, lim int = 100)
 RETURNS TABLE (id bigint, from_agent bigint, kind text, body jsonb, hops int, sent_at timestamptz)
-LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'swarm_agent_inbox';
+LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'swarm_hooked_agent_inbox';
 COMMENT ON FUNCTION swarm.agent_inbox IS 'read the messages of an agent, each once';
 
 CREATE VIEW swarm.agent_messages WITH (security_invoker = true) AS
@@ -761,7 +946,7 @@ END $$;
 -- swarm.protocol_create(name, spec): steps before, during and after a task.
 -- Errors: 22023 with the path of what is wrong; 42501 it is another's.
 CREATE FUNCTION swarm.protocol_create(name text, spec jsonb) RETURNS void
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_protocol_create';
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_protocol_create';
 COMMENT ON FUNCTION swarm.protocol_create IS 'define the steps before, during and after the tasks of agents';
 
 CREATE VIEW swarm.protocols AS SELECT p.name, p.owner, p.spec FROM swarm._protocol p;
@@ -785,7 +970,7 @@ BEGIN
         IF found IS NULL AND coalesce((step->>'required')::boolean, false) THEN
             RETURN jsonb_build_object('veto', format('%s has no "%s"', step->>'namespace', step->>'key'));
         END IF;
-        RETURN jsonb_build_object('found', found IS NOT NULL);
+        RETURN jsonb_build_object('found', found IS NOT NULL) || CASE WHEN step->>'do' = 'restore' AND found IS NOT NULL THEN jsonb_build_object('value', found) ELSE '{}' END;
     WHEN 'store' THEN
         PERFORM swarm.memory_store(step->>'namespace', step->>'key', step->'value', ttl => (step->>'ttl')::interval);
     WHEN 'clean' THEN
@@ -794,9 +979,11 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- The steps of a phase. Before a task, the first that refuses ends it: returns
+-- The steps of a phase. Before a task, the first that refuses ends it: veto is
 -- why. Otherwise a step that fails is recorded, and the next one is done.
-CREATE FUNCTION swarm._protocol_phase(a swarm._agent, t swarm._agent_task, phase text, outcome jsonb) RETURNS text
+-- restored: what steps restore have read, by their keys as they are written.
+CREATE FUNCTION swarm._protocol_phase(a swarm._agent, t swarm._agent_task, phase text, outcome jsonb,
+    OUT veto text, OUT restored jsonb)
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
@@ -804,23 +991,25 @@ DECLARE
     step jsonb;
     n int := 0;
     r record;
-    veto text;
+    written text;
     proc oid;
     begun timestamptz;
     problem text;
     receiver bigint;
 BEGIN
     IF t.protocol IS NULL THEN
-        RETURN NULL;
+        RETURN;
     END IF;
     SELECT * INTO p FROM swarm._protocol o WHERE o.name = t.protocol;
     IF NOT FOUND THEN
-        RETURN CASE phase WHEN 'before' THEN format('protocol "%s" does not exist', t.protocol) END;
+        veto := CASE phase WHEN 'before' THEN format('protocol "%s" does not exist', t.protocol) END;
+        RETURN;
     END IF;
     FOR step IN SELECT * FROM jsonb_array_elements(coalesce(p.spec->phase, '[]')) LOOP
         n := n + 1;
         begun := clock_timestamp();
         problem := NULL;
+        written := step->>'key';
         -- names of the agent and the task in keys
         IF step ? 'key' THEN
             step := step || jsonb_build_object('key', replace(replace(step->>'key', '{agent}', a.name), '{task}', t.id::text));
@@ -839,6 +1028,9 @@ BEGIN
                          THEN jsonb_build_object('agent', a.id, 'name', a.name, 'id', t.id, 'task', t.payload, 'outcome', outcome)
                          ELSE step || jsonb_build_object('value', coalesce(outcome, t.payload)) END, 10000);
                 problem := coalesce(r.error, r.result->>'veto');
+                IF step->>'do' = 'restore' AND r.result ? 'value' THEN
+                    restored := coalesce(restored, '{}') || jsonb_build_object(written, r.result->'value');
+                END IF;
             END IF;
         ELSIF step->>'do' IN ('notify', 'handoff') THEN
             FOR receiver IN
@@ -867,10 +1059,10 @@ BEGIN
         VALUES (t.id, a.id, p.name, phase, n, step->>'do', problem IS NULL, problem,
                 extract(epoch FROM clock_timestamp() - begun) * 1000, swarm._now());
         IF problem IS NOT NULL AND phase = 'before' THEN
-            RETURN format('step "%s": %s', step->>'do', problem);
+            veto := format('step "%s": %s', step->>'do', problem);
+            RETURN;
         END IF;
     END LOOP;
-    RETURN NULL;
 END $$;
 
 CREATE FUNCTION swarm._agent_progress(caller oid, agent_id bigint, fraction float8, message text) RETURNS void
@@ -888,7 +1080,7 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state', MESSAGE = format('agent %s has no task', agent_id);
     END IF;
-    PERFORM swarm.job_progress(fraction, message);
+    PERFORM swarm._job_progress(fraction, message);
     PERFORM swarm._hook_run(caller, 'progress', 'before', jsonb_build_object('agent', a.id, 'id', t.id, 'fraction', fraction, 'message', message));
     PERFORM swarm._protocol_phase(a, t, 'during', NULL);
     INSERT INTO swarm._agent_event (agent, task, event, detail, at)

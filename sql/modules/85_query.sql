@@ -119,11 +119,11 @@ COMMENT ON FUNCTION swarm.query_start IS 'run a statement (sql) or a conversatio
 
 CREATE FUNCTION swarm.query_register(metadata jsonb = '{}') RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_query_register';
+AS 'MODULE_PATHNAME', 'swarm_hooked_query_register';
 COMMENT ON FUNCTION swarm.query_register IS 'make this session a query that others can pause and steer, until it ends; returns the id';
 
 CREATE FUNCTION swarm.query_wait(id bigint, timeout interval = '5 min') RETURNS text
-LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'swarm_query_wait';
 COMMENT ON FUNCTION swarm.query_wait IS 'wait until a query has ended or the timeout is over, and return its state';
 
@@ -206,7 +206,7 @@ COMMENT ON FUNCTION swarm.permission_bypass IS 'does nothing: EXECUTE on it is t
 
 CREATE FUNCTION swarm.query_pause(id bigint, mode text = NULL, timeout interval = '1 s', length interval = NULL)
 RETURNS text LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT swarm._query_act('pause', id, jsonb_build_object('mode', mode, 'timeout', timeout, 'for', length)) $$;
+AS $$ SELECT swarm._query_act('pause', id, jsonb_build_object('mode', mode, 'timeout', timeout, 'length', length)) $$;
 COMMENT ON FUNCTION swarm.query_pause IS 'hold a query where it is; returns paused, or pausing if it has not come to a point where it can be held';
 
 CREATE FUNCTION swarm.query_resume(id bigint) RETURNS text
@@ -240,9 +240,17 @@ AS $$ SELECT swarm._query_act('approve', id, jsonb_build_object('request', reque
 COMMENT ON FUNCTION swarm.query_approve IS 'answer what a query has asked: allow or deny';
 
 CREATE FUNCTION swarm.query_status(id bigint) RETURNS jsonb
-LANGUAGE sql VOLATILE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
-AS $$ SELECT to_jsonb(q) FROM swarm.queries q WHERE q.id = $1 $$;
-COMMENT ON FUNCTION swarm.query_status IS 'the row of swarm.queries; null if there is none that the caller may see';
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    status jsonb := (SELECT to_jsonb(q) FROM swarm.queries q WHERE q.id = query_status.id);
+BEGIN
+    IF status IS NULL THEN
+        RAISE 'query % does not exist', id USING ERRCODE = 'undefined_object';
+    END IF;
+    RETURN status;
+END $$;
+COMMENT ON FUNCTION swarm.query_status IS 'the row of swarm.queries';
 
 CREATE FUNCTION swarm.query_list(include_history boolean = false) RETURNS SETOF swarm.queries
 LANGUAGE sql VOLATILE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
@@ -262,8 +270,17 @@ AS $$ SELECT count(*), count(*) FILTER (WHERE state = 'running'), count(*) FILTE
 COMMENT ON FUNCTION swarm.query_stats IS 'how many queries are in which state, and events of all that were not written down since the start of the server';
 
 CREATE FUNCTION swarm.query_result(id bigint) RETURNS jsonb
-LANGUAGE sql VOLATILE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
-AS $$ SELECT result FROM swarm._query q WHERE q.id = $1 $$;
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    result jsonb;
+BEGIN
+    SELECT q.result INTO result FROM swarm._query q WHERE q.id = query_result.id;
+    IF NOT FOUND THEN
+        RAISE 'query % does not exist', id USING ERRCODE = 'undefined_object';
+    END IF;
+    RETURN result;
+END $$;
 COMMENT ON FUNCTION swarm.query_result IS 'what a query has come to: of a statement {"rows", "data", "truncated"}, or {"rows", "table"}; null before its end';
 
 CREATE FUNCTION swarm.query_control(action text, query_id bigint = NULL, params jsonb = '{}') RETURNS jsonb

@@ -75,7 +75,7 @@ INSERT INTO swarm._rule (name, owner, priority, condition, action, params, enabl
  $$error_rate > 0.1 AND permission_mode <> 'default'$$, 'change_permissions', '{"mode": "default"}', true, true, true),
 ('throttle-under-load', 10::oid::regrole, 4,
  $$kind = 'sql' AND state = 'running' AND NOT pausing AND (SELECT count(*) FROM swarm.queries WHERE state = 'running') > 8$$,
- 'pause', '{"for": "10 s"}', false, false, true),
+ 'pause', '{"length": "10 s"}', false, false, true),
 ('temp-files-termination', 10::oid::regrole, 8,
  $$kind = 'sql' AND state = 'running' AND swarm._temp_bytes(pid) > 10 * 1024::bigint ^ 3$$, 'terminate', '{}', false, false, true),
 ('spill-work-mem', 10::oid::regrole, 2,
@@ -98,8 +98,8 @@ CREATE TRIGGER added AFTER INSERT ON swarm._rule
     FOR EACH ROW EXECUTE FUNCTION swarm._rule_added();
 ALTER TABLE swarm._rule ENABLE ALWAYS TRIGGER added;
 
-CREATE FUNCTION swarm.rule_create(name text, priority int, condition text, action text, params jsonb = '{}',
-    enabled boolean = true, on_demand boolean = false)
+CREATE FUNCTION swarm._rule_create(name text, priority int, condition text, action text, params jsonb,
+    enabled boolean, on_demand boolean)
 RETURNS void LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -122,9 +122,13 @@ BEGIN
         RAISE 'rule "%" already exists', name USING ERRCODE = 'duplicate_object';
     END IF;
 END $$;
+
+CREATE FUNCTION swarm.rule_create(name text, priority int, condition text, action text, params jsonb = '{}',
+    enabled boolean = true, on_demand boolean = false) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_rule_create';
 COMMENT ON FUNCTION swarm.rule_create IS 'add a rule: on queries that the condition matches, the action is done; runs with the rights of who creates it';
 
-CREATE FUNCTION swarm.rule_enable(name text, enabled boolean = true) RETURNS void
+CREATE FUNCTION swarm._rule_enable(name text, enabled boolean) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -136,9 +140,12 @@ BEGIN
         RAISE 'rule "%" does not exist', name USING ERRCODE = 'undefined_object';
     END IF;
 END $$;
+
+CREATE FUNCTION swarm.rule_enable(name text, enabled boolean = true) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_rule_enable';
 COMMENT ON FUNCTION swarm.rule_enable IS 'switch a rule on or off';
 
-CREATE FUNCTION swarm.rule_drop(name text) RETURNS void
+CREATE FUNCTION swarm._rule_drop(name text) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -152,9 +159,12 @@ BEGIN
     END IF;
     RAISE 'rule "%" does not exist', name USING ERRCODE = 'undefined_object';
 END $$;
+
+CREATE FUNCTION swarm.rule_drop(name text) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_rule_drop';
 COMMENT ON FUNCTION swarm.rule_drop IS 'drop a rule';
 
-CREATE FUNCTION swarm.optimizer_start(period interval = '5 s') RETURNS boolean
+CREATE FUNCTION swarm._optimizer_start(period interval) RETURNS boolean
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -169,15 +179,21 @@ BEGIN
     END IF;
     RETURN true;
 END $$;
+
+CREATE FUNCTION swarm.optimizer_start(period interval = '5 s') RETURNS boolean
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_optimizer_start';
 COMMENT ON FUNCTION swarm.optimizer_start IS 'let the scheduler apply the rules, once a period; false, with a warning, if it does already';
 
-CREATE FUNCTION swarm.optimizer_stop() RETURNS boolean
+CREATE FUNCTION swarm._optimizer_stop() RETURNS boolean
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     UPDATE swarm._optimizer SET enabled = false WHERE enabled;
     RETURN FOUND;
 END $$;
+
+CREATE FUNCTION swarm.optimizer_stop() RETURNS boolean
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_optimizer_stop';
 COMMENT ON FUNCTION swarm.optimizer_stop IS 'stop applying the rules; false if it did not';
 
 CREATE FUNCTION swarm.optimizer_status() RETURNS jsonb
@@ -191,14 +207,14 @@ COMMENT ON FUNCTION swarm.optimizer_status IS 'whether rules are applied, how of
 
 CREATE FUNCTION swarm.query_optimize(id bigint) RETURNS text
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'swarm_query_optimize';
+AS 'MODULE_PATHNAME', 'swarm_hooked_query_optimize';
 COMMENT ON FUNCTION swarm.query_optimize IS 'apply the rules for this to a query; returns the name of the rule that has acted, or null';
 
 -- ---------------------------------------------------------------------
 -- Feature flags
 -- ---------------------------------------------------------------------
 
-CREATE FUNCTION swarm.flag_set(name text, enabled boolean = true, percentage numeric = 100) RETURNS void
+CREATE FUNCTION swarm._flag_set(name text, enabled boolean, percentage numeric) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -211,6 +227,9 @@ BEGIN
     INSERT INTO swarm._flag VALUES (name, enabled, percentage)
     ON CONFLICT ON CONSTRAINT _flag_pkey DO UPDATE SET enabled = EXCLUDED.enabled, percentage = EXCLUDED.percentage;
 END $$;
+
+CREATE FUNCTION swarm.flag_set(name text, enabled boolean = true, percentage numeric = 100) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_flag_set';
 COMMENT ON FUNCTION swarm.flag_set IS 'switch a feature on for a percentage of keys, or off';
 
 -- The same key stays on when the percentage grows.
@@ -240,7 +259,7 @@ SELECT pg_catalog.pg_extension_config_dump('swarm._exposure', '');
 
 -- swarm.experiment_assign(experiment, key, variants): what was assigned to a key
 -- stays, also when the variants change. Errors: 22004, 22023 no variants.
-CREATE FUNCTION swarm.experiment_assign(experiment text, key text, variants text[] = '{a,b}') RETURNS text
+CREATE FUNCTION swarm._experiment_assign(experiment text, key text, variants text[]) RETURNS text
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -263,11 +282,14 @@ BEGIN
     END LOOP;
     RETURN assigned;
 END $$;
+
+CREATE FUNCTION swarm.experiment_assign(experiment text, key text, variants text[] = '{a,b}') RETURNS text
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_experiment_assign';
 COMMENT ON FUNCTION swarm.experiment_assign IS 'the variant of an experiment for a key, as flag_variant, and remember it';
 
 -- swarm.experiment_outcome(experiment, key, outcome): the last one counts.
 -- Errors: 22004, 22023 not finite, 42704 never assigned.
-CREATE FUNCTION swarm.experiment_outcome(experiment text, key text, outcome float8) RETURNS void
+CREATE FUNCTION swarm._experiment_outcome(experiment text, key text, outcome float8) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
@@ -284,6 +306,9 @@ BEGIN
             HINT = 'Keys are assigned by swarm.experiment_assign().';
     END IF;
 END $$;
+
+CREATE FUNCTION swarm.experiment_outcome(experiment text, key text, outcome float8) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_experiment_outcome';
 COMMENT ON FUNCTION swarm.experiment_outcome IS 'what came of the variant that a key was given: a number that is compared, such as seconds or 0 and 1';
 
 -- swarm.experiment_result(experiment): its variants, each beside the first one by name. confidence: how
@@ -308,7 +333,7 @@ FROM z, LATERAL (SELECT 1 / (1 + 0.3275911 * z) AS t) x ORDER BY variant COLLATE
 COMMENT ON FUNCTION swarm.experiment_result IS 'outcomes of an experiment by variant, the difference to the first variant by name, and how sure it is';
 
 -- Who has one of these rows locked is not waited for: an error says so at once.
-CREATE FUNCTION swarm.rollback_all() RETURNS jsonb
+CREATE FUNCTION swarm._rollback_all() RETURNS jsonb
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 AS $$
 DECLARE
@@ -325,4 +350,7 @@ BEGIN
     PERFORM pg_notify('swarm_events', answer::text);
     RETURN answer;
 END $$;
+
+CREATE FUNCTION swarm.rollback_all() RETURNS jsonb
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'swarm_hooked_rollback_all';
 COMMENT ON FUNCTION swarm.rollback_all IS 'switch the optimizer, every rule and every flag off, and say so on channel swarm_events';

@@ -139,18 +139,18 @@ REVOKE ALL ON FUNCTION
 -- agent: everybody may spawn agents of the types that there are, as himself or a role he is a member of, give tasks to
 -- them and command them. Types, hooks, protocols and retry policies decide what runs with the rights of others, so they are
 -- for administrators and whom they grant it to. _agent_work, _agent_run_job, _agent_run_model and _protocol_memory are run
--- with the rights of an agent's role; views call _hook_counts; functions that run as their caller call _topology_links,
--- _topology_linked and _topology_rules, and are held by row-level security.
+-- with the rights of an agent's role; views call _hook_counts and _topology_measured; functions that run as their caller call _agent_type_get,
+-- _topology_links, _topology_linked and _topology_rules, and are held by row-level security.
 GRANT SELECT ON swarm._agent_type, swarm._agent_set, swarm._agent, swarm._agent_task, swarm._agent_event, swarm._spawn_batch,
     swarm._topology, swarm._topology_member, swarm._agent_message, swarm._protocol, swarm._protocol_run, swarm._agent_pattern TO PUBLIC;
 GRANT SELECT ON swarm.agent_types, swarm.agents, swarm.agent_tasks, swarm.agent_activity, swarm.agent_stat, swarm.spawn_batches,
     swarm.hook_stat, swarm.circuit_breakers, swarm.agent_strategies, swarm.agent_messages, swarm.protocols, swarm.protocol_runs,
-    swarm.agent_patterns TO PUBLIC;
+    swarm.agent_patterns, swarm.topologies TO PUBLIC;
 REVOKE ALL ON FUNCTION swarm.agent_type_create(jsonb), swarm.agent_type_drop(text), swarm.protocol_create(text, jsonb),
     swarm.hook_create(text, text, regproc, int, interval), swarm.hook_drop(int), swarm.hook_enable(int, boolean),
     swarm.retry_policy_set(text, jsonb), swarm.retry_policy_drop(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION
-    swarm._agent_adopt(bigint[]), swarm._agent_assign(bigint, bigint), swarm._agent_begin(bigint, bigint),
+    swarm._agent_adopt(bigint[]), swarm._agent_assign(bigint, bigint), swarm._agent_begin(bigint, bigint, swarm.agent),
     swarm._agent_budget(swarm._agent, jsonb), swarm._agent_type_hook(swarm._agent, swarm._agent_task, text, text, jsonb),
     swarm._agent_call(oid, oid, jsonb, integer), swarm._agent_check(jsonb, text),
     swarm._agent_command(oid, swarm._agent, text, text), swarm._agent_disperse(swarm._agent),
@@ -177,7 +177,8 @@ REVOKE ALL ON FUNCTION
     swarm._retry_decide(text, text, integer, integer), swarm._sorted(text[]), swarm._strategy_choose(),
     swarm._strategy_note(text, double precision), swarm._task_cancel(oid, bigint), swarm._task_ended(bigint),
     swarm._task_get(oid, bigint), swarm._task_submit(oid, jsonb, bigint), swarm._task_wait(oid, bigint, interval),
-    swarm._topology_create(oid, text, text, bigint[]), swarm._topology_drop(oid, text)
+    swarm._topology_create(oid, text, text, bigint[]), swarm._topology_drop(oid, text), swarm._topology_judge(int), swarm._topology_tell(int, text),
+    swarm._topology_note(bigint, int, double precision, int, bigint[], double precision[])
     FROM PUBLIC;
 
 -- llm: what spends money is closed; a conversation that somebody was allowed
@@ -213,4 +214,17 @@ REVOKE ALL ON FUNCTION
     swarm._llm_stream(bigint, int, text), swarm._llm_turn_store(bigint, int, jsonb), swarm._llm_turn_end(bigint, int, jsonb),
     swarm._llm_call_next(bigint, bigint), swarm._llm_call_done(bigint, int, int, text, boolean),
     swarm._llm_call_results(bigint), swarm._llm_decisions(), swarm._llm_parse(text, bytea, int)
+    FROM PUBLIC;
+
+-- What operations with hooks around them do (src/base/operation.h): nobody goes past the hooks.
+REVOKE ALL ON FUNCTION
+    swarm._job_cancel(bigint, text), swarm._job_progress(double precision, text), swarm._cache_watch(regclass),
+    swarm._cache_unwatch(regclass), swarm._experiment_assign(text, text, text[]),
+    swarm._experiment_outcome(text, text, float8), swarm._flag_set(text, boolean, numeric), swarm._jobs_resume(),
+    swarm._maintenance_schedule(), swarm._maintenance_unschedule(), swarm._optimizer_start(interval),
+    swarm._optimizer_stop(), swarm._retry_policy_set(text, jsonb), swarm._retry_policy_drop(text),
+    swarm._rollback_all(), swarm._rule_create(text, int, text, text, jsonb, boolean, boolean), swarm._rule_drop(text),
+    swarm._rule_enable(text, boolean),
+    swarm._schedule_create(text, text, text, jsonb, text, swarm.priority, int, interval, jsonb),
+    swarm._schedule_drop(text), swarm._schedule_run(text)
     FROM PUBLIC;

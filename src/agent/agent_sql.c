@@ -17,13 +17,13 @@
 #include "utils/timestamp.h"
 
 #include "agent/agent_int.h"
+#include "base/clock.h"
 #include "base/doorbell.h"
 #include "base/forward.h"
 #include "base/shmem.h"
 #include "base/spi.h"
 
 #define WAIT_BUCKETS	64
-#define LONGEST_WAIT_MS	(3600L * 1000)
 
 static ConditionVariable *waiters = NULL;
 
@@ -146,24 +146,24 @@ swarm_task_wait(PG_FUNCTION_ARGS)
 {
 	static SPIPlanPtr plan = NULL;
 	int64		task = PG_GETARG_INT64(0);
-	TimestampTz deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-																   TimestampTzGetDatum(GetCurrentTimestamp()),
-																   PG_GETARG_DATUM(1)));
+	TimestampTz deadline = swarm_wait_deadline(fcinfo, 1);
 	ConditionVariable *cv;
 
+	if (PG_ARGISNULL(0))
+	{
+		InitMaterializedSRF(fcinfo, 0); /* no row */
+		return (Datum) 0;
+	}
 	swarm_require_preload("waiting for a task");
-	if (deadline < GetCurrentTimestamp())
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("timeout must be positive")));
 	cv = &waiters[task % WAIT_BUCKETS];
 	ConditionVariablePrepareToSleep(cv);
 	while (!ended(task))
 	{
-		long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+		long		ms = swarm_wait_left_ms(deadline);
 
-		if (ms <= 0)
+		if (ms == 0)
 			break;
-		(void) ConditionVariableTimedSleep(cv, Min(ms, LONGEST_WAIT_MS), PG_WAIT_EXTENSION);
+		(void) ConditionVariableTimedSleep(cv, ms, PG_WAIT_EXTENSION);
 	}
 	ConditionVariableCancelSleep();
 	return swarm_forward_rows(fcinfo, "task_wait", &plan);

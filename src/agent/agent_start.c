@@ -108,9 +108,12 @@ swarm__agent_start(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	s.roles = oids(PG_GETARG_ARRAYTYPE_P(0), &s.n);
 	s.procs = oids(PG_GETARG_ARRAYTYPE_P(1), &nprocs);
-	Assert(nprocs == s.n);
 	s.batch_size = PG_GETARG_INT32(2);
 	s.max_concurrency = PG_GETARG_INT32(3);
+	if (nprocs != s.n || s.batch_size < 1 || s.max_concurrency < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("starting agents needs a function for each role, and groups of at least 1")));
 	s.deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), PG_GETARG_INT32(4));
 	s.adaptive = PG_GETARG_BOOL(5);
 	s.starts = palloc0(s.n * sizeof(Start));

@@ -14,6 +14,7 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
@@ -57,7 +58,7 @@ static bool is_ours(int64 agent);
 static bool take(int64 agent, MemoryContext context, Task *task);
 static bool has_work(int64 agent);
 static void run_task(int64 agent, Task *task, MemoryContext context);
-static void begin_task(int64 agent, const Task *task, SwarmCall *call);
+static void begin_task(int64 agent, Task *task, SwarmCall *call);
 static void end_task(int64 agent, const Task *task, const SwarmCall *call);
 static void help(int64 agent);
 static void again(int64 agent);
@@ -264,21 +265,31 @@ run_task(int64 agent, Task *task, MemoryContext context)
 }
 
 /*
- * begin_task: hooks and the protocol's phase before the task; call->error says
- * why it must not begin.
+ * begin_task: hooks and the protocol's phase before the task, which may give the
+ * agent what it restores; call->error says why it must not begin.
  */
 static void
-begin_task(int64 agent, const Task *task, SwarmCall *call)
+begin_task(int64 agent, Task *task, SwarmCall *call)
 {
 	MemoryContext context = CurrentMemoryContext;
 	SwarmSpi	spi;
-	Oid			types[] = {INT8OID, INT8OID};
-	Datum		values[] = {Int64GetDatum(agent), Int64GetDatum(task->id)};
+	Oid			types[] = {INT8OID, INT8OID, HeapTupleHeaderGetTypeId(DatumGetHeapTupleHeader(task->agent))};
+	Datum		values[] = {Int64GetDatum(agent), Int64GetDatum(task->id), task->agent};
 	char	   *veto;
+	Datum		now;
+	bool		isnull;
 
 	swarm_spi_begin(&spi);
-	(void) swarm_spi_execute("SELECT veto, code FROM swarm._agent_begin($1, $2)", 2, types, values, NULL);
+	(void) swarm_spi_execute("SELECT veto, code, agent FROM swarm._agent_begin($1, $2, $3)", 3, types, values, NULL);
 	veto = swarm_spi_text(0, 1);
+	now = swarm_spi_column(0, 3, &isnull);
+	if (!isnull)
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+
+		task->agent = PointerGetDatum(PG_DETOAST_DATUM_COPY(now));
+		MemoryContextSwitchTo(old);
+	}
 	if (veto != NULL)
 	{
 		call->error = MemoryContextStrdup(context, veto);

@@ -59,6 +59,44 @@ swarm_clock_wait_ms(TimestampTz due)
 	return Min((us + 999) / 1000, LONGEST_WAIT_MS);
 }
 
+/* swarm_interval_us: months count 30 days; no more than SWARM_INTERVAL_MAX. */
+int64
+swarm_interval_us(const Interval *interval)
+{
+	double		us = (double) interval->time + (double) interval->day * USECS_PER_DAY +
+	(double) interval->month * DAYS_PER_MONTH * USECS_PER_DAY;
+
+	if (us >= (double) SWARM_INTERVAL_MAX)
+		return SWARM_INTERVAL_MAX;
+	if (us <= -(double) SWARM_INTERVAL_MAX)
+		return -SWARM_INTERVAL_MAX;
+	return interval->time + interval->day * USECS_PER_DAY +
+		(int64) interval->month * DAYS_PER_MONTH * USECS_PER_DAY;
+}
+
+TimestampTz
+swarm_wait_deadline(FunctionCallInfo fcinfo, int arg)
+{
+	int64		us = PG_ARGISNULL(arg) ? SWARM_INTERVAL_MAX : swarm_interval_us(PG_GETARG_INTERVAL_P(arg));
+
+	if (us < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("timeout must not be negative"),
+				 errhint("NULL waits without limit.")));
+	return us == SWARM_INTERVAL_MAX ? DT_NOEND : GetCurrentTimestamp() + us;
+}
+
+long
+swarm_wait_left_ms(TimestampTz deadline)
+{
+	int64		us = deadline - GetCurrentTimestamp();
+
+	if (us <= 0)
+		return 0;
+	return Min(us / 1000 + (us % 1000 != 0), LONGEST_WAIT_MS);
+}
+
 static Size
 clock_size(void)
 {

@@ -11,6 +11,7 @@
 #define SWARM_BASE_CLOCK_H
 
 #include "datatype/timestamp.h"
+#include "fmgr.h"
 
 extern void swarm_clock_init(void);
 
@@ -25,5 +26,19 @@ extern void (*swarm_clock_moved_hook) (void);
  * at most an hour, so that it fits WaitLatch() and survives a moved clock.
  */
 extern long swarm_clock_wait_ms(TimestampTz due);
+
+/* An interval in microseconds, at most SWARM_INTERVAL_MAX; months have 30 days. */
+#define SWARM_INTERVAL_MAX	(PG_INT64_MAX / 4)
+extern int64 swarm_interval_us(const Interval *interval);
+
+/*
+ * For functions that wait: until when, by the true clock, as argument `arg`
+ * (an interval) says: NULL without limit, zero not at all; error 22023 if it
+ * is negative.
+ */
+extern TimestampTz swarm_wait_deadline(FunctionCallInfo fcinfo, int arg);
+
+/* Milliseconds left until a deadline, 0 when it has passed, at most an hour. */
+extern long swarm_wait_left_ms(TimestampTz deadline);
 
 #endif							/* SWARM_BASE_CLOCK_H */

@@ -188,6 +188,15 @@ swarm_guc_find(const char *name)
 	BeginCopyTo(pstate, NULL, query, InvalidOid, file, false, NIL, options)
 #endif
 
+/* Who hooks ExecutorRun() is told no more since 18 whether it is called once. */
+#if PG_VERSION_NUM >= 180000
+#define SWARM_EXECUTOR_RUN_PARAMETERS	QueryDesc *query, ScanDirection direction, uint64 count
+#define SWARM_EXECUTOR_RUN_ARGUMENTS	query, direction, count
+#else
+#define SWARM_EXECUTOR_RUN_PARAMETERS	QueryDesc *query, ScanDirection direction, uint64 count, bool once
+#define SWARM_EXECUTOR_RUN_ARGUMENTS	query, direction, count, once
+#endif
+
 /* The number of a process's PGPROC, below MaxBackends, moved in 17. */
 #if PG_VERSION_NUM >= 170000
 #define swarm_proc_number(proc)	GetNumberFromPGProc(proc)

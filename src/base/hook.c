@@ -156,6 +156,13 @@ swarm_hook_int64(SwarmHookData *data, const char *key, int64 value)
 }
 
 void
+swarm_hook_ms(SwarmHookData *data, const char *key, int64 us)
+{
+	field(data, key);
+	appendStringInfo(&data->json, INT64_FORMAT ".%03d", us / 1000, (int) (us % 1000));
+}
+
+void
 swarm_hook_jsonb(SwarmHookData *data, const char *key, Datum value)
 {
 	Jsonb	   *jsonb = value != (Datum) 0 ? DatumGetJsonbP(value) : NULL;

@@ -64,6 +64,7 @@ extern void swarm_hook_data(SwarmHookData *data);
 extern void swarm_hook_text(SwarmHookData *data, const char *key, const char *value);
 extern void swarm_hook_int64(SwarmHookData *data, const char *key, int64 value);
 extern void swarm_hook_jsonb(SwarmHookData *data, const char *key, Datum value);
+extern void swarm_hook_ms(SwarmHookData *data, const char *key, int64 us);
 
 /*
  * Call the hooks before an operation of `role`.  _ask returns why it must not

@@ -497,34 +497,6 @@ ring_scan(void *item)
  * Small conversions
  * ------------------------------------------------------------------------ */
 
-/* swarm_interval_us: months count 30 days; no more than SWARM_INTERVAL_MAX. */
-int64
-swarm_interval_us(const Interval *interval)
-{
-	double		us = (double) interval->time + (double) interval->day * USECS_PER_DAY +
-	(double) interval->month * DAYS_PER_MONTH * USECS_PER_DAY;
-
-	if (us >= (double) SWARM_INTERVAL_MAX)
-		return SWARM_INTERVAL_MAX;
-	if (us <= -(double) SWARM_INTERVAL_MAX)
-		return -SWARM_INTERVAL_MAX;
-	return interval->time + interval->day * USECS_PER_DAY +
-		(int64) interval->month * DAYS_PER_MONTH * USECS_PER_DAY;
-}
-
-/* swarm_positive_interval_us: the same, of a positive interval. */
-int64
-swarm_positive_interval_us(Interval *interval, const char *what)
-{
-	int64		us = swarm_interval_us(interval);
-
-	if (us <= 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be greater than zero", what)));
-	return us;
-}
-
 /*
  * timeout_us: a job's time limit.  What runs into it is a timer of the server,
  * which counts milliseconds in an int.

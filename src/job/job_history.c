@@ -13,6 +13,8 @@
 #include "access/table.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
+#include "commands/defrem.h"
+#include "commands/tablespace.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
@@ -40,6 +42,7 @@ static int	history_keep_min = 7 * 24 * 60;
 static bool scheduler_makes_partition(int64 day);
 static Oid	find_partition(int64 day);
 static void make_partition(int64 day);
+static void as_extension_tables(void);
 static int64 day_of(TimestampTz t);
 static void partition_name(char *name, Size size, int64 day);
 
@@ -194,6 +197,7 @@ make_partition(int64 day)
 					  quote_literal_cstr(timestamptz_to_str(day * USECS_PER_DAY)),
 					  quote_literal_cstr(timestamptz_to_str((day + 1) * USECS_PER_DAY)));
 	swarm_spi_begin(&spi);
+	as_extension_tables();
 	swarm_spi_execute(psprintf("CREATE TABLE swarm.%s (LIKE swarm._job_history "
 							   "INCLUDING DEFAULTS INCLUDING STORAGE INCLUDING COMPRESSION)",
 							   name),
@@ -201,6 +205,23 @@ make_partition(int64 day)
 	swarm_spi_execute(psprintf("CREATE INDEX ON swarm.%s (id)", name), 0, NULL, NULL, NULL);
 	swarm_spi_execute(attach, 0, NULL, NULL, NULL);
 	swarm_spi_end(&spi);
+}
+
+/*
+ * as_extension_tables: in the tablespace of the partitioned table, with the
+ * access method of the live jobs: not as this session makes tables of its own.
+ */
+static void
+as_extension_tables(void)
+{
+	Oid			space = get_rel_tablespace(swarm_job_relation("_job_history"));
+	Relation	jobs = table_open(swarm_job_relation("_job"), AccessShareLock);
+
+	(void) set_config_option("default_tablespace", OidIsValid(space) ? get_tablespace_name(space) : "",
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("default_table_access_method", get_am_name(jobs->rd_rel->relam),
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	table_close(jobs, NoLock);
 }
 
 static Oid

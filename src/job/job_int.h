@@ -8,6 +8,7 @@
 #include "port/atomics.h"
 #include "utils/hsearch.h"
 
+#include "base/clock.h"
 #include "base/hook.h"
 #include "job/job.h"
 
@@ -235,12 +236,7 @@ extern ConditionVariable *swarm_job_waiters(int64 id);
 /* job_sweep.c: undo of a doorbell item that begins with the database */
 extern void swarm_job_undo_told(void *item);
 
-/* job_enqueue_sql.c: an interval in microseconds, at most SWARM_INTERVAL_MAX */
-#define SWARM_INTERVAL_MAX	(PG_INT64_MAX / 4)
-extern int64 swarm_interval_us(const Interval *interval);
-extern int64 swarm_positive_interval_us(Interval *interval, const char *what);
-
-/* Take the unique key of a new row; the id of the job that has it. */
+/* job_enqueue_sql.c: take the unique key of a new row; the id of the job that has it. */
 extern int64 swarm_job_take_key(const SwarmJobRow *row);
 
 /* At commit the job goes to memory. */

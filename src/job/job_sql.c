@@ -50,11 +50,12 @@ swarm_job_wait(PG_FUNCTION_ARGS)
 {
 	static uint32 wait_event = 0;
 	int64		id = PG_GETARG_INT64(0);
-	int64		us = swarm_positive_interval_us(PG_GETARG_INTERVAL_P(1), "timeout");
-	TimestampTz until = GetCurrentTimestamp() + us;
+	TimestampTz until = swarm_wait_deadline(fcinfo, 1);
 	ConditionVariable *cv;
 	SwarmJobRow row;
 
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
 	swarm_require_preload("waiting for a job");
 	CommandCounterIncrement();	/* it may have been enqueued by this statement */
 	check_visible(id);
@@ -70,7 +71,7 @@ swarm_job_wait(PG_FUNCTION_ARGS)
 	ConditionVariablePrepareToSleep(cv);
 	for (;;)
 	{
-		long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+		long		ms = swarm_wait_left_ms(until);
 		SwarmEntry *e;
 		bool		unsettled;
 
@@ -81,9 +82,9 @@ swarm_job_wait(PG_FUNCTION_ARGS)
 		LWLockRelease(swarm_job_lock);
 		if (!unsettled && !swarm_job_fetch(id, &row))
 			break;
-		if (ms <= 0)
+		if (ms == 0)
 			break;
-		(void) ConditionVariableTimedSleep(cv, Min(ms, 3600L * 1000), wait_event);
+		(void) ConditionVariableTimedSleep(cv, ms, wait_event);
 	}
 	ConditionVariableCancelSleep();
 	return status_datum(fcinfo, id);

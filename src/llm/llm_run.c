@@ -22,6 +22,7 @@
 #include "utils/json.h"
 #include "utils/memutils.h"
 
+#include "base/attempt.h"
 #include "base/export.h"
 #include "base/fault.h"
 #include "base/procedure.h"
@@ -307,36 +308,30 @@ read_server(Run *r, char **outcome)
 	return other != NULL && other->dialect == server->dialect ? other : server;
 }
 
-/* try_server: in a subtransaction; NULL if it cannot be used, *edata says why. */
+/* A server that is read. */
+typedef struct Reading
+{
+	const char *name;
+	SwarmLlmServer *server;
+} Reading;
+
+static void
+read_it(void *arg)
+{
+	Reading    *reading = arg;
+
+	reading->server = swarm_llm_server(reading->name);
+}
+
+/* try_server: NULL if it cannot be used, *edata says why. */
 static SwarmLlmServer *
 try_server(Run *r, const char *name, ErrorData **edata)
 {
-	ResourceOwner owner = CurrentResourceOwner;
-	SwarmLlmServer *volatile server = NULL;
+	Reading		reading = {.name = name};
 
-	*edata = NULL;
-	BeginInternalSubTransaction(NULL);
+	*edata = swarm_attempt(read_it, &reading, r->turn);
 	MemoryContextSwitchTo(r->turn);
-	PG_TRY();
-	{
-		server = swarm_llm_server(name);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(r->turn);
-		*edata = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		server = NULL;
-	}
-	PG_END_TRY();
-	CurrentResourceOwner = owner;
-	MemoryContextSwitchTo(r->turn);
-	if (*edata != NULL &&
-		((*edata)->sqlerrcode == ERRCODE_QUERY_CANCELED || (*edata)->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN))
-		ReThrowError(*edata);
-	return server;
+	return *edata ? NULL : reading.server;
 }
 
 /* flush_ms: how long what has come may wait; longer for a text that is long. */

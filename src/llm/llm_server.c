@@ -36,7 +36,6 @@ char	   *swarm_llm_allowed_endpoints = NULL;
 int			swarm_llm_max_answer_kb = 16 * 1024;
 static char *default_server = NULL;
 
-static void check_endpoint(const char *name, const char *value);
 static void check_dialect(const char *name, const char *value);
 static void check_path(const char *name, const char *value);
 static void check_duration(const char *name, const char *value);
@@ -46,7 +45,7 @@ static void read_mapping(const ForeignServer *foreign, SwarmLlmServer *server);
 static void wipe(void *arg);
 
 static const SwarmNetOption known_options[] = {
-	{"endpoint", ForeignServerRelationId, check_endpoint},
+	{"endpoint", ForeignServerRelationId, swarm_net_check_endpoint},
 	{"dialect", ForeignServerRelationId, check_dialect},
 	{"path", ForeignServerRelationId, check_path},
 	{"timeout", ForeignServerRelationId, check_duration},
@@ -109,16 +108,6 @@ swarm_llm_validator(PG_FUNCTION_ARGS)
 {
 	(void) swarm_net_options(&wrapper, PG_GETARG_DATUM(0), PG_GETARG_OID(1));
 	PG_RETURN_VOID();
-}
-
-static void
-check_endpoint(const char *name, const char *value)
-{
-	bool		https;
-	char	   *host;
-
-	if (!swarm_net_split_endpoint(value, &https, &host))
-		swarm_net_option_invalid(name, value, "It has the form http://host:port or https://host:port, without path, query or user.");
 }
 
 static void

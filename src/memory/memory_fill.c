@@ -8,12 +8,10 @@
  */
 #include "postgres.h"
 
-#include "access/reloptions.h"
 #include "access/xact.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
 #include "catalog/pg_user_mapping.h"
-#include "commands/defrem.h"
 #include "common/string.h"
 #include "executor/executor.h"
 #include "foreign/foreign.h"
@@ -29,9 +27,9 @@
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/portal.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
+#include "base/attempt.h"
 #include "base/compat.h"
 #include "base/export.h"
 #include "base/fault.h"
@@ -86,17 +84,37 @@ typedef struct Fill
 static void fill_keys(Fill *fill, Jsonb *args);
 static void read_args(Fill *fill, Jsonb *args);
 static void read_origin(Fill *fill);
-static void read_http_server(Origin *origin, ForeignServer *server);
+static void read_http_server(Origin *origin);
 static void wipe(void *arg);
 static void choose(Fill *fill);
 static bool good_path(const char *path);
 static void fetch(Fill *fill);
 static void prepare_http(SwarmNetRequest *request);
 static void store(FillKey *k);
-static void store_answer(FillKey *k);
+static void store_answer(void *arg);
 static void note_error(Fill *fill, const char *error);
 static void leave(Fill *fill);
 static void enter(Fill *fill);
+static void refuse(const char *endpoint);
+static void check_any(const char *name, const char *value);
+static void check_authorization(const char *name, const char *value);
+
+static const SwarmNetOption http_options[] = {
+	{"endpoint", ForeignServerRelationId, swarm_net_check_endpoint},
+	{"ca_file", ForeignServerRelationId, swarm_net_check_file},
+	{"allowed_prefix", ForeignServerRelationId, check_any},
+	{"authorization", UserMappingRelationId, check_authorization}
+};
+
+static const SwarmNetWrapper http_wrapper = {
+	.name = "swarm_http",
+	.options = http_options,
+	.noptions = lengthof(http_options),
+	.options_hint = "Options of a server are endpoint, ca_file and allowed_prefix; of a user mapping authorization.",
+	.secrets_hint = "Secrets belong to CREATE USER MAPPING.",
+	.example = "https://api.example.org",
+	.for_superusers = refuse
+};
 
 /*
  * swarm._memory_fill(job swarm.job): procedure, handler of kind memory_fill.
@@ -235,7 +253,7 @@ read_origin(Fill *fill)
 
 	server = GetForeignServerByName(o->server, true);
 	if (server != NULL && strcmp(GetForeignDataWrapper(server->fdwid)->fdwname, "swarm_http") == 0)
-		read_http_server(o, server);
+		read_http_server(o);
 	else
 	{
 		char	   *slash = strchr(o->path, '/');
@@ -247,17 +265,16 @@ read_origin(Fill *fill)
 }
 
 static void
-read_http_server(Origin *o, ForeignServer *server)
+read_http_server(Origin *o)
 {
-	AclResult	acl = swarm_server_aclcheck(server->serverid, GetUserId(), ACL_USAGE);
-	char	   *endpoint = swarm_s3_endpoint_of(server->options);
-	char	   *host;
+	ForeignServer *server = swarm_net_server(&http_wrapper, o->server);
+	char	   *endpoint = swarm_net_option(server->options, "endpoint");
 	char	   *prefix = swarm_net_option(server->options, "allowed_prefix");
+	bool		https;
+	char	   *host;
 	List	   *options;
 
-	if (acl != ACLCHECK_OK)
-		aclcheck_error(acl, OBJECT_FOREIGN_SERVER, server->servername);
-	if (endpoint == NULL)
+	if (endpoint == NULL || !swarm_net_split_endpoint(endpoint, &https, &host))
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
 				 errmsg("server \"%s\" has no endpoint", server->servername)));
@@ -265,13 +282,10 @@ read_http_server(Origin *o, ForeignServer *server)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("server \"%s\" does not allow path \"%s\"", server->servername, o->path)));
-	o->url = endpoint;
-	o->endpoint = swarm_net_endpoint(endpoint);
+	o->url = psprintf("%s://%s", https ? "https" : "http", host);
+	o->endpoint = swarm_net_endpoint(o->url);
 	o->ca_file = swarm_net_option(server->options, "ca_file");
-	host = pstrdup(strstr(endpoint, "://") + 3);
-	if (host[0] != '[' && strchr(host, ':'))
-		*strchr(host, ':') = '\0';
-	o->literal = host[0] == '[' || strcmp(host, "localhost") == 0 || strspn(host, "0123456789.") == strlen(host);
+	o->literal = swarm_net_host_is_literal(host);
 	if (swarm_net_mapping(server, &options))
 		o->authorization = swarm_net_option(options, "authorization");
 	o->wipe.func = wipe;
@@ -414,8 +428,7 @@ static void
 store(FillKey *k)
 {
 	SwarmNetRequest *request = k->request;
-	ResourceOwner owner = CurrentResourceOwner;
-	MemoryContext context = k->fill->context;
+	ErrorData  *edata;
 
 	if (!request->succeeded)
 	{
@@ -424,39 +437,22 @@ store(FillKey *k)
 			note_error(k->fill, request->error_text[0] ? request->error_text : request->error_name);
 		return;
 	}
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
+	edata = swarm_attempt(store_answer, k, k->fill->context);
+	MemoryContextSwitchTo(k->fill->context);
+	if (edata != NULL)
 	{
-		store_answer(k);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *edata;
-
-		MemoryContextSwitchTo(context);
-		edata = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
 		k->stored = false;
-		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
-			ReThrowError(edata);
 		note_error(k->fill, edata->message);
 	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
 }
 
 /*
  * store_answer: JSON as it is, anything else as a string.
  */
 static void
-store_answer(FillKey *k)
+store_answer(void *arg)
 {
+	FillKey    *k = arg;
 	SwarmNetRequest *request = k->request;
 	char	   *type = swarm_net_answer_header(request, "content-type");
 	size_t		length = strlen(k->path);
@@ -534,55 +530,40 @@ enter(Fill *fill)
  * ------------------------------------------------------------------------ */
 
 /*
- * swarm._http_validator(text[], oid): who creates a server decides where this
- * one connects, so only superusers may.
+ * swarm._http_validator(text[], oid): options of wrapper swarm_http.
  */
 SWARM_FUNCTION(swarm_http_validator);
 Datum
 swarm_http_validator(PG_FUNCTION_ARGS)
 {
-	List	   *options = untransformRelOptions(PG_GETARG_DATUM(0));
-	Oid			catalog = PG_GETARG_OID(1);
-	ListCell   *lc;
-
-	foreach(lc, options)
-	{
-		DefElem    *def = lfirst(lc);
-		const char *value = defGetString(def);
-		bool		of_server = strcmp(def->defname, "endpoint") == 0 ||
-		strcmp(def->defname, "ca_file") == 0 || strcmp(def->defname, "allowed_prefix") == 0;
-
-		if (!(of_server && catalog == ForeignServerRelationId) &&
-			!(strcmp(def->defname, "authorization") == 0 && catalog == UserMappingRelationId))
-			ereport(ERROR,
-					(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
-					 errmsg("invalid option \"%s\"", def->defname),
-					 errhint("Options of a server are endpoint, ca_file and allowed_prefix; of a user mapping authorization.")));
-		if (strcmp(def->defname, "ca_file") == 0 && !is_absolute_path(value))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("invalid value for option \"ca_file\""),
-					 errhint("It is the absolute path of a file with certificates on the server.")));
-		for (const char *p = value; !of_server && *p; p++)
-		{
-			if ((unsigned char) *p < ' ' || (unsigned char) *p >= 127)
-				ereport(ERROR,
-						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						 errmsg("invalid value for option \"%s\"", def->defname),
-						 errhint("It consists of printable ASCII characters.")));
-		}
-	}
-	if (catalog == ForeignServerRelationId)
-	{
-		if (!superuser())
-			ereport(ERROR,
-					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("only superusers may create a server of wrapper \"swarm_http\"")));
-		if (swarm_s3_endpoint_of(options) == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("a server of wrapper \"swarm_http\" needs an endpoint"),
-					 errhint("It has the form http://host:port or https://host:port, without path, query or user.")));
-	}
+	(void) swarm_net_options(&http_wrapper, PG_GETARG_DATUM(0), PG_GETARG_OID(1));
 	PG_RETURN_VOID();
+}
+
+/* refuse: who creates a server decides where this one connects. */
+static void
+refuse(const char *endpoint)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("only superusers may create a server of wrapper \"swarm_http\"")));
+}
+
+static void
+check_any(const char *name, const char *value)
+{
+}
+
+/* check_authorization: its value is in no message. */
+static void
+check_authorization(const char *name, const char *value)
+{
+	for (const char *p = value; *p; p++)
+	{
+		if ((unsigned char) *p < ' ' || (unsigned char) *p >= 127)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("invalid value for option \"%s\"", name),
+					 errhint("It consists of printable ASCII characters.")));
+	}
 }

@@ -349,14 +349,17 @@ oids(uint64 row, int column, Oid **result)
 	return n;
 }
 
+/*
+ * remember: entered when it is complete, so that an error leaves nothing
+ * half filled.
+ */
 static KnownSpace *
 remember(uint64 row)
 {
-	char	   *name = swarm_spi_text(row, 1);
-	int32		id = swarm_spi_int32(row, 2);
-	KnownSpace *known = hash_search(by_name, name, HASH_ENTER, NULL);
-	KnownId    *entry = hash_search(by_id, &id, HASH_ENTER, NULL);
-	SwarmSpace *s = &known->space;
+	KnownSpace	read = {0};
+	SwarmSpace *s = &read.space;
+	KnownSpace *known;
+	KnownId    *entry;
 	Oid		   *writers;
 	Oid		   *readers;
 	int			nwriters;
@@ -364,9 +367,8 @@ remember(uint64 row)
 	bool		isnull;
 	Datum		ttl;
 
-	entry->known = known;
-	memset(s, 0, sizeof(*s));
-	s->id = id;
+	strlcpy(read.name, swarm_spi_text(row, 1), sizeof(read.name));
+	s->id = swarm_spi_int32(row, 2);
 	s->logged = swarm_spi_bool(row, 3);
 	s->cached = swarm_spi_bool(row, 4);
 	s->embed = swarm_spi_bool(row, 5);
@@ -380,16 +382,20 @@ remember(uint64 row)
 	s->evict = swarm_spi_text(row, 10)[0];
 	s->origin = swarm_spi_bool(row, 14);
 	s->recall = swarm_spi_bool(row, 15);
-	known->nowners = oids(row, 11, &known->owners);
+	read.nowners = oids(row, 11, &read.owners);
 	nwriters = oids(row, 12, &writers);
 	nreaders = oids(row, 13, &readers);
-	known->ngrants = nwriters + nreaders;
-	known->grants = MemoryContextAlloc(context, sizeof(Grant) * Max(known->ngrants, 1));
-	for (int i = 0; i < known->ngrants; i++)
+	read.ngrants = nwriters + nreaders;
+	read.grants = MemoryContextAlloc(context, sizeof(Grant) * Max(read.ngrants, 1));
+	for (int i = 0; i < read.ngrants; i++)
 	{
-		known->grants[i].may_write = i < nwriters;
-		known->grants[i].grantee = i < nwriters ? writers[i] : readers[i - nwriters];
+		read.grants[i].may_write = i < nwriters;
+		read.grants[i].grantee = i < nwriters ? writers[i] : readers[i - nwriters];
 	}
+	known = hash_search(by_name, read.name, HASH_ENTER, NULL);
+	*known = read;
+	entry = hash_search(by_id, &s->id, HASH_ENTER, NULL);
+	entry->known = known;
 	return known;
 }
 

@@ -27,7 +27,6 @@
 #include "memory/memory_int.h"
 
 #define ENTRY_COLUMNS	8
-#define LONGEST_SLEEP_MS (3600L * 1000)
 
 static void use_argument(FunctionCallInfo fcinfo, int n, SwarmNeed need, SwarmSpace *space);
 static text *key_argument(FunctionCallInfo fcinfo, int n);
@@ -602,7 +601,7 @@ swarm_memory_wait(PG_FUNCTION_ARGS)
 	SwarmMemoryReader reader;
 	SwarmMemoryRow row;
 	ConditionVariable *cv;
-	TimestampTz until;
+	TimestampTz until = swarm_wait_deadline(fcinfo, 2);
 	text	   *key;
 	bool		since = !PG_ARGISNULL(3);
 	int64		version = since ? PG_GETARG_INT64(3) : 0;
@@ -615,12 +614,6 @@ swarm_memory_wait(PG_FUNCTION_ARGS)
 	swarm_require_preload("waiting for a memory entry");
 	use_argument(fcinfo, 0, NEED_READ, &space);
 	key = key_argument(fcinfo, 1);
-	if (PG_ARGISNULL(2))
-		until = DT_NOEND;
-	else
-		until = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-														TimestampTzGetDatum(GetCurrentTimestamp()),
-														PG_GETARG_DATUM(2)));
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	if (wait_event == 0)
@@ -631,8 +624,7 @@ swarm_memory_wait(PG_FUNCTION_ARGS)
 	ConditionVariablePrepareToSleep(cv);
 	while (!waited_enough(&space, key, since, version, &reader, &row, &found))
 	{
-		TimestampTz now = GetCurrentTimestamp();
-		long		ms;
+		long		ms = swarm_wait_left_ms(until);
 
 		swarm_memory_reader_close(&reader);
 		still_allowed(fcinfo, &space);
@@ -648,13 +640,11 @@ swarm_memory_wait(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("cannot wait for a memory entry in a transaction that does not see new ones"),
 					 errhint("Use isolation level read committed.")));
-		if (now >= until)
+		if (ms == 0)
 		{
 			ConditionVariableCancelSleep();
 			PG_RETURN_NULL();
 		}
-		ms = until == DT_NOEND ? LONGEST_SLEEP_MS :
-			Min(TimestampDifferenceMilliseconds(now, until), LONGEST_SLEEP_MS);
 		/* its expiry is a change that nobody rings for */
 		if (since && found && row.expires)
 			ms = Min(ms, Max(swarm_clock_wait_ms(row.expires_at), 1));

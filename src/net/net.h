@@ -329,7 +329,8 @@ typedef struct SwarmNetWrapper
 extern List *swarm_net_options(const SwarmNetWrapper *wrapper, Datum options, Oid catalog);
 extern void swarm_net_option_invalid(const char *name, const char *value, const char *hint);
 
-/* Checks that more than one wrapper needs: max_parallel, ca_file. */
+/* Checks that more than one wrapper needs: endpoint, max_parallel, ca_file. */
+extern void swarm_net_check_endpoint(const char *name, const char *value);
 extern void swarm_net_check_parallel(const char *name, const char *value);
 extern void swarm_net_check_file(const char *name, const char *value);
 

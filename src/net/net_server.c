@@ -113,6 +113,16 @@ swarm_net_option_invalid(const char *name, const char *value, const char *hint)
 }
 
 void
+swarm_net_check_endpoint(const char *name, const char *value)
+{
+	bool		https;
+	char	   *host;
+
+	if (!swarm_net_split_endpoint(value, &https, &host))
+		swarm_net_option_invalid(name, value, "It has the form http://host:port or https://host:port, without path, query or user.");
+}
+
+void
 swarm_net_check_parallel(const char *name, const char *value)
 {
 	int			n;

@@ -145,13 +145,13 @@ call_hooks(const char *event, SwarmHookPhase phase, const Request *r, const char
 
 /*
  * act_pause: params mode (llm only), timeout (how long to wait for it to
- * hold), for (it goes on by itself after that).
+ * hold), length (it goes on by itself after that).
  */
 static const char *
 act_pause(Request *r)
 {
 	long		ms = ms_param(r, "timeout", ANSWER_MS);
-	long		length = ms_param(r, "for", -1);
+	long		length = ms_param(r, "length", -1);
 	SwarmQuerySlot *slot;
 
 	if (strcmp(r->row.kind, "llm") == 0)
@@ -398,7 +398,7 @@ cancel_job(int64 job)
 	if (job == 0)
 		return;
 	swarm_spi_begin(&spi);
-	swarm_spi_execute("SELECT swarm.job_cancel(id, 'the query was terminated') FROM swarm._job WHERE id = $1",
+	swarm_spi_execute("SELECT swarm._job_cancel(id, 'the query was terminated') FROM swarm._job WHERE id = $1",
 					  1, types, values, NULL);
 	swarm_spi_end(&spi);
 }

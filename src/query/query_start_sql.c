@@ -326,27 +326,25 @@ swarm_query_wait(PG_FUNCTION_ARGS)
 {
 	static uint32 wait_event = 0;
 	int64		id = PG_GETARG_INT64(0);
-	Interval   *span = PG_GETARG_INTERVAL_P(1);
-	TimestampTz until;
+	TimestampTz until = swarm_wait_deadline(fcinfo, 1);
 	SwarmQueryRow row;
 	ConditionVariable *cv;
 
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
 	swarm_require_preload("waiting for a query");
 	if (wait_event == 0)
 		wait_event = swarm_wait_event_new("SwarmQueryWait");
-	until = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-													TimestampTzGetDatum(GetCurrentTimestamp()),
-													IntervalPGetDatum(span)));
 	swarm_query_get(id, false, &row);
 	cv = swarm_query_waiters(id);
 	ConditionVariablePrepareToSleep(cv);
 	while (swarm_query_fetch(id, false, &row) && !swarm_query_is_final(row.state))
 	{
-		long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+		long		ms = swarm_wait_left_ms(until);
 
-		if (ms <= 0)
+		if (ms == 0)
 			break;
-		(void) ConditionVariableTimedSleep(cv, Min(ms, 3600L * 1000), wait_event);
+		(void) ConditionVariableTimedSleep(cv, ms, wait_event);
 	}
 	ConditionVariableCancelSleep();
 	if (swarm_query_is_final(row.state))

@@ -34,7 +34,7 @@ static void write_news(const SwarmQueryNews *news);
 static bool name_sessions(void);
 static void end_pauses(void);
 static void end_obstinate(void);
-static void end_process(int pid, TimestampTz asked);
+static void end_process(int pid, int64 query, TimestampTz asked);
 static void close_lost(void);
 
 static uint32 seen = 0;			/* changes of rows that we have looked at */
@@ -294,30 +294,39 @@ end_obstinate(void)
 	{
 		SwarmQuerySlot *slot = swarm_query_slot(i);
 		int			pid = 0;
+		int64		query = 0;
 
 		LWLockAcquire(swarm_query_lock, LW_EXCLUSIVE);
 		if (slot->pid != 0 && slot->database == MyDatabaseId && slot->kill_at <= now)
 		{
 			pid = slot->pid;
+			query = slot->query;
 			slot->kill_at = DT_NOEND;
 		}
 		LWLockRelease(swarm_query_lock);
 		if (pid != 0)
-			end_process(pid, GetCurrentTimestamp() - swarm_query_grace_ms * INT64CONST(1000));
+			end_process(pid, query, GetCurrentTimestamp() - swarm_query_grace_ms * INT64CONST(1000));
 	}
 }
 
+/*
+ * end_process: and note in the query's row why it is lost, for close_lost();
+ * who has the row locked is writing how it has ended.
+ */
 static void
-end_process(int pid, TimestampTz asked)
+end_process(int pid, int64 query, TimestampTz asked)
 {
 	SwarmSpi	spi;
-	Oid			types[] = {INT4OID, TIMESTAMPTZOID};
-	Datum		values[] = {Int32GetDatum(pid), TimestampTzGetDatum(asked)};
+	Oid			types[] = {INT4OID, TIMESTAMPTZOID, INT8OID};
+	Datum		values[] = {Int32GetDatum(pid), TimestampTzGetDatum(asked), Int64GetDatum(query)};
 
 	swarm_spi_begin(&spi);
-	swarm_spi_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-					  "WHERE pid = $1 AND state = 'active' AND query_start <= $2",
-					  2, types, values, NULL);
+	if (swarm_spi_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+						  "WHERE pid = $1 AND state = 'active' AND query_start <= $2",
+						  2, types, values, NULL) > 0)
+		swarm_spi_execute("UPDATE swarm._query SET wanted = 'terminate' WHERE id = "
+						  "(SELECT id FROM swarm._query WHERE id = $3 AND state IN ('init', 'running', 'paused') "
+						  "FOR UPDATE SKIP LOCKED)", 3, types, values, NULL);
 	swarm_spi_end(&spi);
 }
 

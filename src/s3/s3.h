@@ -65,9 +65,6 @@ extern void swarm_s3_server_check(const char *name);
 /* Settings; called from _PG_init. */
 extern void swarm_s3_init(void);
 
-/* The endpoint of a server's options, scheme://host:port or file:///path, for views. */
-extern char *swarm_s3_endpoint_of(List *options);
-
 /*
  * Error 42501 unless the server allows that bucket and key; 22023 if one of
  * them can be no bucket or key.  A NULL key is not looked at.

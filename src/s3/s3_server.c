@@ -201,22 +201,6 @@ swarm_s3_server_check(const char *name)
 	(void) swarm_net_server(&wrapper, name);
 }
 
-char *
-swarm_s3_endpoint_of(List *options)
-{
-	char	   *endpoint = swarm_net_option(options, "endpoint");
-	bool		https;
-	char	   *host;
-
-	if (endpoint == NULL)
-		return NULL;
-	if (swarm_s3_split_folder(endpoint) != NULL)
-		return psprintf("file://%s", swarm_s3_split_folder(endpoint));
-	if (!swarm_net_split_endpoint(endpoint, &https, &host))
-		return NULL;
-	return psprintf("%s://%s", https ? "https" : "http", host);
-}
-
 SwarmS3Server *
 swarm_s3_server(const char *name)
 {
@@ -253,7 +237,8 @@ swarm_s3_server(const char *name)
 	server->allowed_prefix = swarm_net_option(foreign->options, "allowed_prefix");
 	if (server->folder == NULL)
 		read_mapping(foreign, server);
-	server->endpoint = swarm_net_endpoint(swarm_s3_endpoint_of(foreign->options));
+	server->endpoint = swarm_net_endpoint(server->folder ? psprintf("file://%s", server->folder) :
+										  psprintf("%s://%s", server->https ? "https" : "http", server->host));
 	swarm_policy_of_server(name, &server->policy);
 	return server;
 }

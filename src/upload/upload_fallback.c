@@ -8,11 +8,10 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 
+#include "base/attempt.h"
 #include "base/spi.h"
 #include "upload/upload_int.h"
 
@@ -54,42 +53,34 @@ swarm_upload_read_servers(SwarmUpload *upload)
 	}
 }
 
-/*
- * read_server: in a subtransaction; NULL if it cannot be used, *fault says
- * why.  check: for all keys of the batch.
- */
+/* A server that is read; check: for all keys of the batch. */
+typedef struct Reading
+{
+	SwarmUpload *upload;
+	const char *name;
+	bool		check;
+	SwarmS3Server *server;
+} Reading;
+
+static void
+read_it(void *arg)
+{
+	Reading    *r = arg;
+
+	r->server = swarm_s3_server(r->name);
+	for (int i = 0; r->check && i < r->upload->nfiles; i++)
+		swarm_s3_check_object(r->server, r->upload->bucket, r->upload->files[i].key);
+}
+
+/* read_server: NULL if it cannot be used, *fault says why. */
 static SwarmS3Server *
 read_server(SwarmUpload *upload, const char *name, bool check, char **fault)
 {
-	ResourceOwner owner = CurrentResourceOwner;
-	MemoryContext old = MemoryContextSwitchTo(upload->context);
-	SwarmS3Server *volatile server = NULL;
-	ErrorData  *volatile edata = NULL;
+	Reading		reading = {.upload = upload, .name = name, .check = check};
+	ErrorData  *edata = swarm_attempt(read_it, &reading, upload->context);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(upload->context);
-	PG_TRY();
-	{
-		server = swarm_s3_server(name);
-		for (int i = 0; check && i < upload->nfiles; i++)
-			swarm_s3_check_object(server, upload->bucket, upload->files[i].key);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(upload->context);
-		edata = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		server = NULL;
-	}
-	PG_END_TRY();
-	CurrentResourceOwner = owner;
-	MemoryContextSwitchTo(old);
 	if (edata == NULL)
-		return server;
-	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED || edata->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN)
-		ReThrowError(edata);
+		return reading.server;
 	*fault = edata->message;
 	return NULL;
 }

@@ -13,6 +13,7 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
+#include "base/attempt.h"
 #include "base/export.h"
 #include "base/fault.h"
 #include "base/spi.h"
@@ -152,6 +153,17 @@ clean_up(SwarmUpload *upload)
 	}
 }
 
+static void
+read_server(void *arg)
+{
+	SwarmUpload *upload = arg;
+
+	upload->server = swarm_s3_server(upload->server_name);
+	swarm_upload_options(upload, upload->options);
+	for (int i = 0; i < upload->nfiles; i++)
+		swarm_s3_check_object(upload->server, upload->bucket, upload->files[i].key);
+}
+
 /*
  * prepare_server: read the server, and see whether all this is still allowed.
  * False if no file can be sent; each has been told why.
@@ -159,28 +171,8 @@ clean_up(SwarmUpload *upload)
 static bool
 prepare_server(SwarmUpload *upload)
 {
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile edata = NULL;
+	ErrorData  *edata = swarm_attempt(read_server, upload, upload->context);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(upload->context);
-	PG_TRY();
-	{
-		upload->server = swarm_s3_server(upload->server_name);
-		swarm_upload_options(upload, upload->options);
-		for (int i = 0; i < upload->nfiles; i++)
-			swarm_s3_check_object(upload->server, upload->bucket, upload->files[i].key);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(upload->context);
-		edata = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	CurrentResourceOwner = owner;
 	MemoryContextSwitchTo(upload->context);
 	if (edata == NULL)
 	{
@@ -188,8 +180,6 @@ prepare_server(SwarmUpload *upload)
 		swarm_upload_read_servers(upload);
 		return true;
 	}
-	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
-		ReThrowError(edata);
 	fail_files(upload, edata);
 	return false;
 }

@@ -56,6 +56,7 @@ static int	read_body(SwarmNetBody *body, void *buffer, int most);
 static int	read_import(void *buffer, int least, int most);
 static void check_target(Oid table, const char *format);
 static uint64 import_copy(Relation rel, SwarmNetBody *body, const char *format, Jsonb *options);
+static char *stored_columns(Relation rel);
 static uint64 import_lines(Relation rel, SwarmNetBody *body);
 static void import_line(SPIPlanPtr plan, MemoryContext context, char *line, size_t length);
 
@@ -180,6 +181,9 @@ swarm_s3_list(PG_FUNCTION_ARGS)
 	call.body.fd = -1;
 	page = AllocSetContextCreate(CurrentMemoryContext, "pg_swarm page", ALLOCSET_DEFAULT_SIZES);
 	swarm_s3_check_prefix(call.server, call.bucket, prefix);
+	prefix = pg_server_to_any(prefix, strlen(prefix), PG_UTF8);
+	if (after != NULL)
+		after = pg_server_to_any(after, strlen(after), PG_UTF8);
 	while (most > 0)
 	{
 		SwarmNetRequest *request;
@@ -479,6 +483,29 @@ import_copy(Relation rel, SwarmNetBody *body, const char *format, Jsonb *options
 	return rows;
 }
 
+/*
+ * stored_columns: those that a row has, by name, as COPY has them: what is
+ * generated is computed again, an identity is the one that comes.
+ */
+static char *
+stored_columns(Relation rel)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	StringInfoData columns;
+
+	initStringInfo(&columns);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute column = TupleDescAttr(desc, i);
+
+		if (column->attisdropped || column->attgenerated)
+			continue;
+		appendStringInfo(&columns, "%s%s", columns.len > 0 ? ", " : "",
+						 quote_identifier(NameStr(column->attname)));
+	}
+	return columns.data;
+}
+
 /* import_lines: each line a JSON object whose fields are columns. */
 static uint64
 import_lines(Relation rel, SwarmNetBody *body)
@@ -487,6 +514,7 @@ import_lines(Relation rel, SwarmNetBody *body)
 	char	   *table = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
 												   RelationGetRelationName(rel));
 	char	   *buffer = palloc(64 * 1024);
+	char	   *columns;
 	StringInfoData line;
 	SPIPlanPtr	plan;
 	MemoryContext context;
@@ -496,8 +524,10 @@ import_lines(Relation rel, SwarmNetBody *body)
 	initStringInfo(&line);
 	SPI_connect();
 	context = AllocSetContextCreate(CurrentMemoryContext, "pg_swarm line", ALLOCSET_DEFAULT_SIZES);
-	plan = SPI_prepare(psprintf("INSERT INTO %s SELECT * FROM pg_catalog.jsonb_populate_record(NULL::%s, $1)",
-								table, table), 1, types);
+	columns = stored_columns(rel);
+	plan = SPI_prepare(psprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE "
+								"SELECT %s FROM pg_catalog.jsonb_populate_record(NULL::%s, $1)",
+								table, columns, columns, table), 1, types);
 	if (plan == NULL)
 		elog(ERROR, "could not prepare the import: %s", SPI_result_code_string(SPI_result));
 	while ((n = read_body(body, buffer, 64 * 1024)) > 0)

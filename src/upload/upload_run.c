@@ -18,8 +18,8 @@
 #include "storage/fd.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 
+#include "base/attempt.h"
 #include "base/fault.h"
 #include "upload/upload_int.h"
 
@@ -370,6 +370,21 @@ open_sources(SwarmUpload *upload)
 	}
 }
 
+/* read_source: what reading takes goes with the subtransaction if it fails. */
+static void
+read_source(void *arg)
+{
+	SwarmUploadFile *file = arg;
+	MemoryContext scratch = AllocSetContextCreate(CurTransactionContext, "pg_swarm source", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(scratch);
+
+	SWARM_FAULT("upload.open");
+	swarm_source_open(&file->source, file->context, swarm_s3_max_file_kb * INT64CONST(1024),
+					  file->size, file->upload->compress, &file->body);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(scratch);
+}
+
 /*
  * open_source: in a subtransaction, so that a source that cannot be read costs
  * one file.
@@ -378,10 +393,7 @@ static void
 open_source(SwarmUploadFile *file)
 {
 	SwarmUpload *upload = file->upload;
-	ResourceOwner owner = CurrentResourceOwner;
-	MemoryContext scratch = AllocSetContextCreate(upload->context, "pg_swarm source", ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old;
-	ErrorData  *volatile edata = NULL;
+	ErrorData  *edata;
 
 	swarm_upload_choose_server(file);
 	release(file);				/* of its way to here */
@@ -390,31 +402,10 @@ open_source(SwarmUploadFile *file)
 	file->etags = NULL;
 	file->next_part = file->parts_done = 0;
 	file->bytes_done = 0;
-	BeginInternalSubTransaction(NULL);
-	old = MemoryContextSwitchTo(scratch);
-	PG_TRY();
-	{
-		SWARM_FAULT("upload.open");
-		swarm_source_open(&file->source, file->context, swarm_s3_max_file_kb * INT64CONST(1024),
-						  file->size, upload->compress, &file->body);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(upload->context);
-		edata = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	CurrentResourceOwner = owner;
-	MemoryContextSwitchTo(old);
+	edata = swarm_attempt(read_source, file, upload->context);
 	MemoryContextSwitchTo(upload->context);
-	MemoryContextDelete(scratch);
 	if (edata != NULL)
 	{
-		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED || edata->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN)
-			ReThrowError(edata);
 		strlcpy(file->code, unpack_sql_state(edata->sqlerrcode), sizeof(file->code));
 		swarm_net_text(file->error, sizeof(file->error), edata->message ? edata->message : "missing error text");
 		FreeErrorData(edata);

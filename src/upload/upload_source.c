@@ -21,17 +21,13 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_index.h"
 #include "catalog/pg_type.h"
-#include "commands/copy.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "libpq/libpq-fs.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "nodes/makefuncs.h"
-#include "parser/parse_node.h"
 #include "storage/fd.h"
 #include "storage/large_object.h"
-#include "tcop/tcopprot.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -46,7 +42,6 @@
 #include "upload/upload_int.h"
 
 #define SLICE			(256 * 1024)
-#define ROWS			100
 
 static int	open_file(const char *path, int64 *size);
 static bool copy_file(SwarmSpool *spool, const char *path, SwarmNetBody *body);
@@ -59,7 +54,6 @@ static void copy_column(SwarmSpool *spool, const SwarmSource *source);
 static char *column_query(const SwarmSource *source, const char *what, bool *is_bytea);
 static char *key_column(Oid relation);
 static void copy_query(SwarmSpool *spool, const SwarmSource *source);
-static void query_to_lines(SwarmSpool *spool, const char *sql);
 static Oid	oid_of(const SwarmSource *source, const char *field);
 
 /* ------------------------------------------------------------------------
@@ -517,76 +511,6 @@ copy_column(SwarmSpool *spool, const SwarmSource *source)
 
 /* ---- queries ---- */
 
-void
-swarm_check_format(const char *format)
-{
-	if (strcmp(format, "csv") != 0 && strcmp(format, "text") != 0 &&
-		strcmp(format, "binary") != 0 && strcmp(format, "json") != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("unknown format \"%s\"", format),
-				 errhint("Formats are csv, text, binary and json (an object a line).")));
-}
-
-static const char *const copy_options[] = {"header", "delimiter", "null", "quote", "escape"};
-
-/*
- * check_copy_options: one that is not COPY's must not be left out in silence,
- * least of all one that asks for encryption.
- */
-static void
-check_copy_options(Jsonb *options)
-{
-	JsonbIterator *it;
-	JsonbValue	v;
-	JsonbIteratorToken token;
-
-	if (options == NULL)
-		return;
-	if (!JB_ROOT_IS_OBJECT(options))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("options must be a JSON object")));
-	it = JsonbIteratorInit(&options->root);
-	while ((token = JsonbIteratorNext(&it, &v, true)) != WJB_DONE)
-	{
-		bool		known = false;
-
-		if (token != WJB_KEY)
-			continue;
-		for (int i = 0; i < lengthof(copy_options); i++)
-			known |= strlen(copy_options[i]) == v.val.string.len &&
-				strncmp(copy_options[i], v.val.string.val, v.val.string.len) == 0;
-		if (!known)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("unknown option \"%s\"", pnstrdup(v.val.string.val, v.val.string.len)),
-					 errhint("Options are header, delimiter, null, quote, escape, and for s3_export() compress. Those of requests belong to s3_upload() with from_query().")));
-	}
-}
-
-/*
- * swarm_copy_options: those of COPY for a format; from options: header,
- * delimiter, null, quote, escape.
- */
-List *
-swarm_copy_options(const char *format, Jsonb *options)
-{
-	List	   *list = list_make1(makeDefElem("format", (Node *) makeString(pstrdup(format)), -1));
-
-	check_copy_options(options);
-	if (strcmp(format, "binary") != 0)
-		list = lappend(list, makeDefElem("encoding", (Node *) makeString("UTF8"), -1));
-	for (int i = 0; i < lengthof(copy_options); i++)
-	{
-		char	   *value = swarm_json_text(options, copy_options[i]);
-
-		if (value != NULL)
-			list = lappend(list, makeDefElem(pstrdup(copy_options[i]), (Node *) makeString(value), -1));
-	}
-	return list;
-}
-
 /* copy_query: with the search_path of the session that asked for it. */
 static void
 copy_query(SwarmSpool *spool, const SwarmSource *source)
@@ -599,96 +523,4 @@ copy_query(SwarmSpool *spool, const SwarmSource *source)
 								 GUC_ACTION_SAVE, true, 0, false);
 	swarm_source_query(spool, text_of(source, "sql"), text_of(source, "format"), NULL);
 	AtEOXact_GUC(true, level);
-}
-
-void
-swarm_source_query(SwarmSpool *spool, const char *sql, const char *format, Jsonb *options)
-{
-	ParseState *pstate;
-	List	   *parsed;
-	RawStmt    *raw;
-	CopyToState copy;
-	SwarmSpool *copied = spool;
-	struct stat st;
-
-	swarm_check_format(format);
-	check_copy_options(options);
-	parsed = pg_parse_query(sql);
-	if (list_length(parsed) != 1 || !IsA(linitial_node(RawStmt, parsed)->stmt, SelectStmt) ||
-		((SelectStmt *) linitial_node(RawStmt, parsed)->stmt)->intoClause != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_SYNTAX_ERROR),
-				 errmsg("the query must be one SELECT")));
-	raw = linitial_node(RawStmt, parsed);
-	if (strcmp(format, "json") == 0)
-	{
-		query_to_lines(spool, sql);
-		return;
-	}
-
-	/* COPY writes into a temporary file by its name */
-	if (spool->codec != NULL)
-		copied = swarm_spool_create(CurrentMemoryContext, 0, NULL);
-	swarm_spool_to_file(copied);
-	pstate = make_parsestate(NULL);
-	pstate->p_sourcetext = sql;
-	copy = swarm_begin_copy_to(pstate, raw,
-							   psprintf("%s/%s", DataDir, FilePathName(copied->file)),
-							   swarm_copy_options(format, options));
-	DoCopyTo(copy);
-	EndCopyTo(copy);
-	free_parsestate(pstate);
-	if (fstat(FileGetRawDesc(copied->file), &st) != 0)
-		ereport(ERROR,
-				(errcode_for_file_access(), errmsg("could not read a temporary file: %m")));
-	if (spool->limit > 0 && st.st_size > spool->limit)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("file exceeds %dMB limit", (int) (spool->limit / (1024 * 1024))),
-				 errhint("The limit is pg_swarm.s3_max_file_size.")));
-	if (copied == spool)
-	{
-		spool->length = st.st_size;
-		return;
-	}
-	swarm_spool_copy(spool, FileGetRawDesc(copied->file), st.st_size);
-	FileClose(copied->file);
-	copied->file = -1;
-}
-
-/* query_to_lines: each row as a JSON object on a line. */
-static void
-query_to_lines(SwarmSpool *spool, const char *sql)
-{
-	Portal		portal;
-	MemoryContext page;
-
-	SPI_connect();
-	page = AllocSetContextCreate(CurrentMemoryContext, "pg_swarm rows", ALLOCSET_DEFAULT_SIZES);
-	portal = SPI_cursor_open_with_args(NULL, sql, 0, NULL, NULL, NULL, true, 0);
-	BlessTupleDesc(portal->tupDesc);
-	for (;;)
-	{
-		MemoryContext old;
-
-		SPI_cursor_fetch(portal, true, ROWS);
-		if (SPI_processed == 0)
-			break;
-		old = MemoryContextSwitchTo(page);
-		for (uint64 i = 0; i < SPI_processed; i++)
-		{
-			Datum		row = heap_copy_tuple_as_datum(SPI_tuptable->vals[i], portal->tupDesc);
-			Datum		json = OidFunctionCall1(F_ROW_TO_JSON_RECORD, row);
-			char	   *line = TextDatumGetCString(json);
-			char	   *utf8 = pg_server_to_any(line, strlen(line), PG_UTF8);
-
-			swarm_spool_write(spool, utf8, strlen(utf8));
-			swarm_spool_write(spool, "\n", 1);
-		}
-		MemoryContextSwitchTo(old);
-		MemoryContextReset(page);
-		SPI_freetuptable(SPI_tuptable);
-	}
-	SPI_cursor_close(portal);
-	SPI_finish();
 }

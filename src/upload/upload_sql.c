@@ -744,12 +744,17 @@ swarm_s3_wait(PG_FUNCTION_ARGS)
 	int64		batch = PG_GETARG_INT64(0);
 	Oid			types[] = {INT8OID, INTERVALOID};
 	Datum		values[] = {0, PG_GETARG_DATUM(1)};
+	char		nulls[] = {' ', PG_ARGISNULL(1) ? 'n' : ' '};
 	int64		job;
 	int64		ms;
 	bool		finished;
 	Oid			owner;
-	SwarmUpload *upload = load_visible(batch, &owner, &job, &finished, &ms);
+	SwarmUpload *upload;
 
+	(void) swarm_wait_deadline(fcinfo, 1);
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	upload = load_visible(batch, &owner, &job, &finished, &ms);
 	if (!finished)
 	{
 		MemoryContext caller = CurrentMemoryContext;
@@ -758,7 +763,7 @@ swarm_s3_wait(PG_FUNCTION_ARGS)
 
 		values[0] = Int64GetDatum(job);
 		SPI_connect();
-		if (SPI_execute_with_args("SELECT swarm.job_wait($1, $2)", 2, types, values, NULL, false, 1) != SPI_OK_SELECT)
+		if (SPI_execute_with_args("SELECT swarm.job_wait($1, $2)", 2, types, values, nulls, false, 1) != SPI_OK_SELECT)
 			elog(ERROR, "could not wait for job " INT64_FORMAT, job);
 		SPI_finish();
 		upload = load_visible(batch, &owner, &job, &finished, &ms);

@@ -54,7 +54,8 @@ SELECT DISTINCT owner FROM swarm.agent_tasks;
 SELECT count(*) FROM swarm.agent_activity WHERE name = 'b';
 SELECT name FROM swarm.agent_find('{agent_coord}');
 SELECT swarm.agent_kill(:b);
-SELECT swarm.agent_status(:b) IS NULL AS unseen;
+SELECT swarm.agent_status(:b);
+SELECT swarm.agent_inbox(:a, 0);
 SELECT swarm.task_submit(jsonb_build_object('agent', :b));
 SELECT swarm.task_submit('{"agent": "b"}');
 SELECT swarm.agent_message(:a, :b, 'notify', '1');
@@ -208,6 +209,19 @@ SELECT pattern, successes, failures FROM swarm.agent_patterns WHERE type = 'agen
 \set VERBOSITY sqlstate
 SELECT swarm.agent_progress(agent_coord.id('m3'), 0.5);
 SELECT swarm.memory_delete('default', 'agent_coord/m3');
+-- what has been restored is what was stored
+CREATE FUNCTION agent_coord.session(task jsonb, agent swarm.agent) RETURNS jsonb LANGUAGE sql AS $$
+SELECT jsonb_build_object('n', coalesce((agent.restored->'session/{agent}'->'result'->'n')::int, 0) + 1, 'restored', to_jsonb(agent)->'restored')
+$$;
+SELECT swarm.agent_type_create('{"name": "agent_coord_session", "capabilities": ["agent_coord_session"], "handler": "agent_coord.session"}');
+SELECT status FROM swarm.agent_spawn('[{"type": "agent_coord_session", "name": "ses1"}]', timeout => '3 min');
+SELECT swarm.task_submit('{"agent": "ses1", "protocol": "session"}') AS task \gset
+SELECT result FROM swarm.task_wait(:task, '60 s');
+SELECT swarm.task_submit('{"agent": "ses1", "protocol": "session"}') AS task \gset
+SELECT result->'n' AS n, result->'restored'->'session/{agent}'->'result' AS restored FROM swarm.task_wait(:task, '60 s');
+SELECT swarm.task_submit('{"agent": "ses1"}') AS task \gset
+SELECT result FROM swarm.task_wait(:task, '60 s');
+SELECT swarm.memory_delete('default', 'session/ses1');
 
 SELECT count(swarm.agent_kill(id)) AS killed FROM swarm._agent WHERE type ~ '^agent_coord' AND state <> 'stopped';
 SELECT swarm.agent_type_drop(name) FROM swarm.agent_types WHERE name ~ '^agent_coord';

@@ -33,7 +33,7 @@ SET ROLE regress_agent_cat;
 SELECT * FROM public.agent_rights_seen();
 SELECT swarm.agent_pause(:agent);
 SELECT swarm.agent_kill(:agent);
-SELECT swarm.agent_status(:agent) IS NULL AS none;
+SELECT swarm.agent_status(:agent);
 SELECT swarm.agent_inbox(:agent);
 SELECT swarm.agent_message(:agent, :other, 'notify', '1');
 SELECT swarm.agent_progress(:agent, 0.5);

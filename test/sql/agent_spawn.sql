@@ -14,6 +14,9 @@ SELECT * FROM swarm.agent_spawn('[]', max_concurrency => 1000);
 SELECT * FROM swarm.agent_spawn('[]', mode => 'fast');
 SELECT * FROM swarm.agent_spawn('[]', timeout => '0');
 SELECT * FROM swarm.agent_spawn('[]', topology => 'torus');
+SELECT error FROM swarm._agent_start('{10,10}', '{0,0}', -1, 1, 1000, false);
+SELECT error FROM swarm._agent_start('{10,10}', '{0,0}', 1, 0, 1000, false);
+SELECT error FROM swarm._agent_start('{10,10}', '{0}', 1, 1, 1000, false);
 SELECT * FROM swarm.agent_spawn('[]');
 
 -- one row for each, whatever is wrong with the others

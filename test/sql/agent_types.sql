@@ -28,7 +28,8 @@ SELECT swarm.agent_type_create('{"name": "agent_types_a", "description": "counts
 SELECT name, version, capabilities, handler, permission_mode, max_concurrency FROM swarm.agent_types WHERE name = 'agent_types_a';
 SELECT jsonb_pretty(swarm.agent_card('agent_types_a'));
 SELECT jsonb_pretty(swarm.agent_tools('agent_types_a'));
-SELECT swarm.agent_card('no such type') IS NULL AS none;
+SELECT swarm.agent_card('no such type');
+SELECT swarm.agent_tools('no such type');
 -- a change is a new version
 SELECT swarm.agent_type_create('{"name": "agent_types_a", "capabilities": ["count"], "handler": "agent_types.work"}');
 SELECT version, capabilities FROM swarm.agent_types WHERE name = 'agent_types_a';

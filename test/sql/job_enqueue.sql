@@ -272,7 +272,7 @@ SELECT swarm.job_enqueue('sql', '{"sql": "SELECT 1"}') AS job \gset
 RELEASE a;
 SELECT swarm.job_wait(:job);
 ROLLBACK;
-SELECT swarm.job_wait(1, '0 s');
+SELECT swarm.job_wait(1, '-1 s');
 -- a job of the same statement can be a parent, and be cancelled
 SELECT swarm.job_enqueue('sql', '{"sql": "SELECT 2"}',
     depends_on => ARRAY[swarm.job_enqueue('sql', '{"sql": "SELECT 1"}')]) AS job \gset

@@ -77,6 +77,7 @@ SELECT swarm.llm_ask('fast', 'x', options => '{"max_tokens": 0}');
 SELECT swarm.llm_ask('fast', 'x', options => '{"budget_usd": "NaN"}');
 SELECT swarm.llm_ask('fast', 'x', tools => '{none}');
 SELECT swarm.llm_wait(0);
+SELECT * FROM swarm.llm_embeddings(0);
 SELECT swarm.llm_say(0, 'x');
 SELECT swarm.tool_create('a tool', 'pg_catalog.now');
 SELECT swarm.tool_create('t', 'pg_catalog.now', 'magic');

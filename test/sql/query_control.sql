@@ -98,6 +98,8 @@ SELECT swarm.query_control('list', params => '["include_history"]');
 SELECT swarm.query_control('pause', :id, '"now"');
 SELECT swarm.query_pause(-1);
 SELECT swarm.query_status(-1);
+SELECT swarm.query_result(-1);
+SELECT swarm.query_control('status', -1);
 SELECT swarm.query_try('pause', -1), swarm.query_try('status', :id), swarm.query_try('explode', :id);
 
 -- A statement that runs until it is let go, and leaves what it has seen.

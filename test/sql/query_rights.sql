@@ -28,7 +28,8 @@ CALL query_rights.until('EXISTS (SELECT FROM pg_locks WHERE locktype = ''advisor
 SET ROLE regress_query_bob;
 SELECT count(*) FROM swarm.queries;
 SELECT count(*) FROM swarm.query_events;
-SELECT swarm.query_status(:id), swarm.query_result(:id);
+SELECT swarm.query_status(:id);
+SELECT swarm.query_result(:id);
 SELECT swarm.query_pause(:id);
 SELECT swarm.query_resume(:id);
 SELECT swarm.query_terminate(:id);

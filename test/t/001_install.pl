@@ -152,7 +152,12 @@ is($node->safe_psql('postgres', q{SELECT name, ok, hint IS NOT NULL FROM swarm.h
 	'preload|f|t', 'health() says what is missing');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM swarm.workers'), '0', 'there are no workers');
 is($node->safe_psql('postgres', 'SELECT queue, ready FROM swarm.queues'), 'default|0', 'queues are shown');
-is($node->safe_psql('postgres', "SELECT swarm.job_cancel($id)"), 't', 'a job can be cancelled');
+# the session that ends a job makes the partition of its day, but not as its own tables
+$node->safe_psql('postgres', $_) foreach q{SET allow_in_place_tablespaces = on; CREATE TABLESPACE elsewhere LOCATION ''}, 'CREATE ACCESS METHOD other TYPE TABLE HANDLER heap_tableam_handler';
+is($node->safe_psql('postgres', "SET default_tablespace = elsewhere; SET default_table_access_method = other; SELECT swarm.job_cancel($id)"), 't', 'a job can be cancelled');
+is($node->safe_psql('postgres', q{SELECT count(*) > 1, count(*) FILTER (WHERE reltablespace <> 0), count(*) FILTER (WHERE relam = (SELECT oid FROM pg_am WHERE amname = 'other'))
+	FROM pg_class WHERE relname ~ '^_job_history_[0-9]{8}'}), 't|0|0', '... the partition it goes to is where those of others are');
+$node->safe_psql('postgres', $_) foreach 'DROP ACCESS METHOD other', 'DROP TABLESPACE elsewhere';
 $id = $node->safe_psql('postgres', q{SELECT swarm.job_enqueue('sql', '{"sql": "SELECT 2"}', unique_key => 'k')});
 is( $node->safe_psql('postgres', q{SELECT swarm.job_enqueue('sql', '{"sql": "SELECT 2"}', unique_key => 'k')}),
 	$id, 'unique keys hold');

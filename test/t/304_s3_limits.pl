@@ -151,7 +151,19 @@ is(scalar(grep { /^DELETE .*uploadId/ } s3_log($s3)), 1, '... when its id is the
 # No room for a temporary file
 sql_fails($node, q{SELECT swarm.s3_export('fake', 'docs', 'x', 'SELECT 1', 'json', '{"encryption": "AES256"}')}, qr/22023.*unknown option "encryption"/s, 'an option of requests is not left out in silence');
 sql_fails($node, q{SET temp_file_limit = '1MB'; SELECT swarm.s3_export('fake', 'docs', 'x', 'SELECT repeat(''x'', 1000) FROM generate_series(1, 40000)', 'json')}, qr/53400/, 'temp_file_limit');
+sql_fails($node, q{SET temp_file_limit = '1MB'; SELECT swarm.s3_export('fake', 'docs', 'x', 'SELECT repeat(''x'', 1000) FROM generate_series(1, 40000)', 'csv')}, qr/53400.*temp_file_limit/, '... what COPY writes as well');
 is(sql(q{SELECT swarm.s3_head('fake', 'docs', 'x') IS NULL}), 't', '... nothing is stored');
+
+# What a query returns is looked at while it grows: it is not all written first.
+sql('CREATE SEQUENCE rows_made');
+foreach my $t ([ 'csv', '{}' ], [ 'text', '{"compress": "gzip"}' ], [ 'binary', '{}' ], [ 'json', '{}' ])
+{
+	sql('SELECT setval($$rows_made$$, 1)');
+	sql_fails($node, qq{SET pg_swarm.s3_max_file_size = '1MB'; SELECT swarm.s3_export('fake', 'docs', 'x', 'SELECT nextval(''rows_made''), repeat(''x'', 1000) FROM generate_series(1, 20000)', '$t->[0]', '$t->[1]')},
+		qr/54000.*exceeds 1MB limit/, "$t->[0] $t->[1]: too large");
+	is(sql('SELECT last_value BETWEEN 1000 AND 1300 FROM rows_made'), 't', '... after the rows that there is room for') or diag sql('SELECT last_value FROM rows_made');
+	is(sql(qq{SELECT swarm.s3_export('fake', 'docs', 'small', 'SELECT lanname, (SELECT count(*) FROM pg_class) FROM pg_language', '$t->[0]', '$t->[1]')->>'status'}), '200', '... what is not, is exported');
+}
 
 # Parts grow by themselves where there would be more than 10,000 of them; the files have no blocks on the disk.
 my $large = PostgreSQL::Test::Utils::tempdir() . '/large';

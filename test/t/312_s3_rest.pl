@@ -44,6 +44,15 @@ my $r = status($b);
 is("$r->{status} $r->{files}[0]{attempts}", '200 2', '... the pause after it is not that of a clock that can be set') or diag explain $r;
 sql(q{SELECT swarm._clock_advance(NULL), swarm.retry_policy_drop('server:fake')});
 
+# Names are UTF-8 for a server of S3, whatever the database has.
+s3_clear($s3);
+sql(q{CREATE DATABASE narrow TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'});
+$node->safe_psql('narrow', 'CREATE EXTENSION pg_swarm');
+$node->safe_psql('narrow', "CREATE SERVER fake FOREIGN DATA WRAPPER swarm_s3 OPTIONS (endpoint '$s3->{url}'); CREATE USER MAPPING FOR PUBLIC SERVER fake OPTIONS (access_key_id 'AKTEST', secret_access_key 'SKTEST')");
+$node->safe_psql('narrow', q{SELECT * FROM swarm.s3_list('fake', 'docs', 'caf' || chr(233), start_after => chr(233))});
+is(scalar(grep { /prefix=caf%C3%A9/ && /start-after=%C3%A9/ } s3_log($s3)), 1, 'a prefix in a database with LATIN1') or diag join "\n", s3_log($s3);
+sql('DROP DATABASE narrow');
+
 # Larger than an int can say, and than is allowed
 my $lo = sql(q{SELECT lo_create(0)});
 sql("BEGIN; SELECT lo_lseek64(fd, 5::bigint << 30, 0), lowrite(fd, 'end') FROM lo_open($lo, x'60000'::int) fd; COMMIT");

@@ -53,7 +53,7 @@ sub say_store { say_psql($session, "SELECT swarm.memory_store('default', '$_[0]'
 sub answered { poll_ok($node, "SELECT count(*) FROM swarm.memory_list('default', '$_[0]')", "... $_[0] is stored", '1') }
 say_store('first');
 answered('first');
-sql(q{SELECT count(swarm.hook_create(e.event, p, 'look', 0, '1 min')) FROM swarm._hook_events() e, unnest('{before,after}'::text[]) p WHERE e.event !~ 'agent|task'});
+sql(q{SELECT count(swarm.hook_create(e.event, p, 'look', 0, '1 min')) FROM swarm._hook_events() e, unnest('{before,after}'::text[]) p WHERE e.event !~ 'agent|task|hook'});
 say_store('second');
 answered('second');
 seen('memory_store before, memory_store after', 'a session that was there before the hooks calls them');
@@ -67,6 +67,7 @@ sql(q{SELECT swarm.memory_delete('default', 'a'), swarm.memory_delete('default',
 seen('memory_delete before, memory_delete after, memory_delete before, memory_delete before, memory_delete after', 'deleted ones');
 refused(q{SELECT swarm.memory_store('default', 'forbidden', '1')}, 'storing an entry');
 refused(q{SELECT swarm.memory_increment('default', 'forbidden', 1)}, 'increasing one');
+refused(q{SELECT swarm.memory_usage('store', 'default', 'forbidden', '1')}, 'storing one with the tool');
 refused(q{SELECT swarm.memory_clear('default', 'forbidden')}, 'clearing a namespace');
 is(sql(q{SELECT count(*) FROM swarm.memory_list('default', 'forbidden')}), '0', '... and nothing is stored');
 sql('TRUNCATE seen');
@@ -133,6 +134,46 @@ sql(q{SELECT swarm.memory_store('default', 'whole', '1')});
 is(sql(q{SELECT calls, failures FROM swarm.hook_stat WHERE handler = 'public.broken'}), '1|1', 'a hook that fails harms nobody');
 sql(q{SELECT swarm.hook_drop(id) FROM swarm.hook_stat; TRUNCATE seen});
 finish_psql($session);
+
+# Each operation that is a function can be refused before it does anything, whatever it is given.
+$node->safe_psql('postgres', <<'X');
+CREATE FUNCTION refuse(hook jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT jsonb_build_object('veto', hook->>'event')$$;
+CREATE VIEW operations AS
+SELECT p.oid::regprocedure AS function, p.proname AS event,
+       format('SELECT swarm.%I(%s)', p.proname, (SELECT string_agg(format('%L::%s', CASE
+            WHEN t.typcategory = 'A' THEN '{}' WHEN t.typcategory = 'B' THEN 't' WHEN t.typcategory IN ('N', 'T') AND t.typname !~ '^reg' THEN '1'
+            WHEN t.typname = 'regclass' THEN 'pg_class' WHEN t.typname = 'regproc' THEN 'now' WHEN t.typname = 'jsonb' THEN '{}'
+            WHEN t.typname = 'timestamptz' THEN 'now' WHEN t.typcategory = 'E' THEN 'low' ELSE 'x' END, t.oid::regtype), ', ' ORDER BY k)
+        FROM unnest(p.proargtypes) WITH ORDINALITY a(type, k) JOIN pg_type t ON t.oid = a.type)) AS call
+FROM pg_proc p JOIN swarm._hook_events() e ON e.event = p.proname WHERE p.pronamespace = 'swarm'::regnamespace AND p.prosrc = 'swarm_hooked_' || p.proname;
+X
+my $operations = sql('SELECT count(*) FROM operations');
+is(sql(<<'X'), "refused: $operations", "all of $operations operations can be refused");
+SET client_min_messages = error;
+BEGIN;
+DO $$
+BEGIN
+    PERFORM swarm.hook_create(o.event, 'before', 'refuse', timeout => '1 min') FROM operations o ORDER BY o.event = 'hook_create', o.event;
+END $$;
+CREATE TEMP TABLE outcome (what text);
+DO $$
+DECLARE
+    o record;
+BEGIN
+    FOR o IN SELECT * FROM operations LOOP
+        BEGIN
+            EXECUTE o.call;
+            INSERT INTO outcome VALUES (format('%s has run', o.event));
+        EXCEPTION WHEN OTHERS THEN
+            INSERT INTO outcome VALUES (CASE WHEN SQLSTATE = '38000' AND SQLERRM = format('operation "%s" was refused: %s', o.event, o.event)
+                                             THEN 'refused' ELSE format('%s: %s', o.call, SQLERRM) END);
+        END;
+    END LOOP;
+END $$;
+SELECT string_agg(what || ': ' || n, ', ') FROM (SELECT what, count(*) AS n FROM outcome GROUP BY what) x;
+ROLLBACK;
+X
+sql('DROP VIEW operations');
 
 # Hooks of a type are called as the role of the agent; one before can refuse.
 $node->safe_psql('postgres', <<'X');

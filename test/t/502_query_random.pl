@@ -88,7 +88,7 @@ X
 
 # the rows of rules, flags and queries come through a dump
 my $q = $node->safe_psql('postgres', <<'X');
-SELECT swarm.rule_create('mine', 7, 'tokens > 5', 'pause', '{"for": "1 s"}'), swarm.flag_set('f', true, 25) \gset
+SELECT swarm.rule_create('mine', 7, 'tokens > 5', 'pause', '{"length": "1 s"}'), swarm.flag_set('f', true, 25) \gset
 SELECT swarm.query_start('sql', 'SELECT 6 * 7 AS n')
 X
 is($node->safe_psql('postgres', "SELECT swarm.query_wait($q)"), 'complete', 'a query for the dump');

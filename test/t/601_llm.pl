@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 
+use JSON::PP;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -20,6 +21,17 @@ X
 my $llm = llm_start();
 
 llm_servers($node, $llm);
+
+# A conversation that nobody works on: who waits neither spins nor waits for ever
+$node->safe_psql('postgres', "SELECT swarm.queue_pause('default')");
+my $left = ask($node, "'m', 'hello'");
+sql_fails($node, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT swarm.llm_wait($left)", qr/55000: cannot wait for a conversation/, 'waiting in a transaction that sees no news');
+is(decode_json($node->safe_psql('postgres', "SELECT swarm.llm_wait($left, '0')"))->{state}, 'waiting', 'a look at a conversation');
+$node->safe_psql('postgres', "SELECT swarm.job_cancel(job) FROM swarm._llm_conversation WHERE id = $left");
+my $gone = decode_json($node->safe_psql('postgres', "SELECT swarm.llm_wait($left, NULL)"));
+is("$gone->{state} $gone->{error}", 'failed its job has ended without it', 'the end of a conversation whose job was cancelled');
+$node->safe_psql('postgres', "SELECT swarm.queue_resume('default'), swarm.llm_resume($left)");
+is(answer($node, $left)->{state}, 'complete', '... it can be resumed');
 
 # As it should be
 foreach my $model ('m', 'g')
