@@ -376,6 +376,8 @@ more(IndexScanDesc desc)
 			case PHASE_GRAPH:
 				if (scan->iterative == SWARM_ITERATIVE_OFF)
 				{
+					/* Rows outside of the graph may be left. */
+					scan->waiting.count = scan->ready.count = 0;
 					scan->phase = PHASE_END;
 					break;
 				}
@@ -434,7 +436,10 @@ more(IndexScanDesc desc)
 }
 
 /*
- * take_best: what the walk found now waits to be returned.
+ * take_best: what the walk found now waits to be returned.  Rows that are not in
+ * the graph may wait already; the best of the walk and these hold as many of
+ * the nearest as the walk has best, so the walk goes on after that many.  One
+ * that has found less has seen all of the graph.
  */
 static void
 take_best(SwarmScan *scan)
@@ -444,8 +449,9 @@ take_best(SwarmScan *scan)
 	scan->rest_taken = false;
 	for (int i = 0; i < scan->search->best.count; i++)
 		swarm_hnsw_push_min(&scan->waiting, scan->search->best.items[i]);
+	scan->round = scan->search->best.count < scan->ef ? scan->waiting.count :
+		scan->search->best.count;
 	scan->search->best.count = 0;
-	scan->round = scan->waiting.count;
 }
 
 /*
@@ -490,9 +496,12 @@ next_candidate(IndexScanDesc desc, SwarmCandidate *c)
 		if (scan->rerank == SWARM_RERANK_OFF || scan->any_order ||
 			scan->phase >= PHASE_ODD)
 		{
+			if (scan->phase == PHASE_GRAPH && scan->round <= 0)
+				(void) more(desc);
 			if (scan->ready.count == 0 && scan->waiting.count == 0 &&
 				!more(desc))
 				return false;
+			scan->round--;
 			*c = swarm_hnsw_pop_min(scan->ready.count > 0 ?
 									&scan->ready : &scan->waiting);
 			return true;
@@ -506,7 +515,6 @@ next_candidate(IndexScanDesc desc, SwarmCandidate *c)
 		if (n > 0)
 			swarm_scan_refine(desc, batch, n);
 		else if (scan->phase == PHASE_GRAPH && scan->ready.count > 0 &&
-				 scan->waiting.count == 0 &&
 				 scan->farthest - scan->slack < scan->ready.items[0].distance &&
 				 take_rest(scan))
 			continue;

@@ -225,5 +225,40 @@ SELECT rows, wrong < 50 AS in_order, generation FROM moved_order();
 COMMIT;
 DROP FUNCTION moved_order;
 DROP TABLE moved;
+-- More rows than ef_search, with rows that are not in the graph yet: those wait
+-- aside, and the walk goes on as if they were not there.
+CREATE TABLE aside (id int PRIMARY KEY, e real[]);
+CREATE FUNCTION aside_vec(i int) RETURNS real[] LANGUAGE sql IMMUTABLE AS $$
+	SELECT array_agg((hashint8(i * 1000::bigint + d)::float8 / 2147483648)::real) FROM generate_series(1, 16) d
+$$;
+INSERT INTO aside SELECT i, aside_vec(i) FROM generate_series(1, 6000) i;
+CREATE INDEX aside_e ON aside USING qhnsw (e real_l2_ops);
+CREATE FUNCTION aside_recall(k int, rerank text, iterative text, OUT rows numeric, OUT recall numeric) LANGUAGE plpgsql AS $$
+DECLARE
+	q real[];
+BEGIN
+	PERFORM set_config('qhnsw.rerank', rerank, true), set_config('qhnsw.iterative_scan', iterative, true);
+	rows = 0;
+	recall = 0;
+	FOR i IN 1 .. 10 LOOP
+		q = aside_vec(-i);
+		SELECT rows + count(*), recall + count(*) FILTER (WHERE s.id IN (SELECT id FROM aside ORDER BY (e <-> q) + 0 LIMIT k))
+		FROM (SELECT id FROM aside ORDER BY e <-> q LIMIT k) s INTO rows, recall;
+	END LOOP;
+	rows = rows / 10;
+	recall = recall / (10.0 * k);
+END $$;
+BEGIN;
+INSERT INTO aside SELECT i, aside_vec(i) FROM generate_series(6001, 7000) i;
+SET LOCAL enable_seqscan = off;
+SET LOCAL enable_sort = off;
+SET LOCAL qhnsw.ef_search = 10;
+SELECT (swarm.qhnsw_stats('aside_e')).pending;
+SELECT rerank, iterative, round(rows) AS rows, recall > 0.9 AS good
+FROM unnest('{index,heap,off}'::text[]) rerank, unnest('{strict,relaxed}'::text[]) iterative, aside_recall(100, rerank, iterative) ORDER BY 1, 2;
+SELECT rerank, rows < 20 AS few FROM unnest('{index,heap,off}'::text[]) rerank, aside_recall(100, rerank, 'off') ORDER BY 1;
+COMMIT;
+DROP TABLE aside;
+DROP FUNCTION aside_vec, aside_recall;
 DROP TABLE item;
 DROP FUNCTION vec, in_order, plan;
